@@ -1,0 +1,199 @@
+"""Manifests: what a data set is, where its files lie, and whether they are sound."""
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from zslkit.config import explain, unknown_name
+
+# Of the keys of a split, the one that each kind of manifest cannot do without.
+_NEEDED = {"toy": "scenes", "shards": "shards", "table": "table", "image_folder": "folder"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(unknown_name(key, value, cls.model_fields, kind="key"))
+        return values
+
+
+class FileEntry(_Strict):
+    """One file of a data set; without size and sha256 only its presence can be checked."""
+
+    path: str  # relative to the data root, with forward slashes
+    size: int | None = Field(None, ge=0)  # bytes
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+
+class Split(_Strict):
+    """Where the pairs of one split are; each kind of manifest has keys of its own."""
+
+    shards: tuple[str, ...] = ()  # shards: tar files, or patterns such as part/*.tar
+    table: str | None = None  # table: CSV or Parquet, one caption per row
+    folder: str | None = None  # image_folder: holds one folder per class
+    labels: str | None = None  # image_folder: CSV of file,class_name instead of folder names
+    where: dict[str, str] = {}  # table, labels: keep the rows with these values in these columns
+    scenes: Literal["train", "dev", "test", "seen"] | None = None  # toy: group of classes
+    n: int = Field(1000, ge=1)  # toy: number of scenes
+    seed: int = Field(0, ge=0)  # toy: draws the scenes
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path or pattern of the split."""
+        return tuple(filter(None, (*self.shards, self.table, self.folder, self.labels)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one file."""
+
+    path: str
+    kind: Literal["missing", "short", "changed"]
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.kind}, {self.detail}"
+
+
+class Manifest(_Strict):
+    """Description of one data set; read it with :func:`load_manifest`."""
+
+    name: str
+    kind: Literal["toy", "shards", "table", "image_folder"]
+    title: str
+    description: str = ""
+    licence: str  # or a plain statement that there is none
+    terms: str = ""
+    citation: str = ""
+    how_to_obtain: str  # commands or prose
+    splits: dict[str, Split] = Field(min_length=1)
+    files: tuple[FileEntry, ...] = ()
+    caption_field: str | None = None  # shards: field of .json, null for .txt; table: column
+    image_field: str = "image"  # table: column of image paths
+    image_folder: str = "."  # table: folder that those paths start from
+    class_list: str | None = None  # image_folder: text file, a class name per line, in order
+    image_size: int = Field(64, ge=16)  # toy: pixels
+    _data_root: Path = PrivateAttr(Path("."))
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Manifest":
+        key = _NEEDED[self.kind]
+        for name, split in self.splits.items():
+            if not getattr(split, key):
+                raise ValueError(f"split {name!r} needs {key!r}, as kind is {self.kind!r}")
+        if self.kind == "table" and self.caption_field is None:
+            raise ValueError("caption_field must name a column, as kind is 'table'")
+        for path in self._paths():
+            if PurePosixPath(path).is_absolute():
+                raise ValueError(f"path {path!r} must be relative to the data root")
+        return self
+
+    @property
+    def data_root(self) -> Path:
+        """Folder that all paths start from."""
+        return self._data_root
+
+    @property
+    def checksum(self) -> str:
+        """Sha256 of the content in canonical form, whatever the data root."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def verify(self) -> list[Problem]:
+        """Return every file that is missing, short or changed; empty if all is sound."""
+        known = {entry.path: entry for entry in self.files}
+        entries = [known.get(path, FileEntry(path=path)) for path in self._paths()]
+        return [problem for entry in entries if (problem := _check(self.data_root, entry))]
+
+    def _paths(self) -> dict[str, None]:
+        paths = [entry.path for entry in self.files]
+        paths += [path for split in self.splits.values() for path in split.paths]
+        paths += [self.class_list] if self.class_list else []
+        paths += [self.image_folder] if self.kind == "table" else []
+        return dict.fromkeys(paths)  # each once, in order of mention
+
+
+def load_manifest(name_or_path: str | Path, data_root: str | Path | None = None) -> Manifest:
+    """Read and check a manifest; the files it describes are not touched.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A ``.json`` file, or a name: ``data_manifests/NAME.json`` in the working folder or one
+        of its parents, beside the package, or inside it.
+    data_root : str or Path, optional
+        Folder that the manifest's paths start from; by default that of the manifest file.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or the content is at fault.
+    FileNotFoundError
+        If a path is given and there is no such file.
+    """
+    path = _find(str(name_or_path))
+    try:
+        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    manifest._data_root = Path(data_root) if data_root is not None else path.parent
+    return manifest
+
+
+def list_manifests() -> list[str]:
+    """Names that :func:`load_manifest` knows here."""
+    return sorted({file.stem for file in _manifest_files()})
+
+
+def find_files(root: Path, pattern: str) -> list[Path]:
+    """Return the file or folder at a path, or all that match a pattern, sorted."""
+    path = root / pattern
+    return [path] if path.exists() else sorted(root.glob(pattern))
+
+
+def _manifest_files() -> list[Path]:
+    package = Path(__file__).parent
+    folders = (Path.cwd(), *Path.cwd().parents, package.parent, package)
+    return [file for base in folders for file in base.glob("data_manifests/*.json")]
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"manifest {name!r}: there is no such file")
+        return Path(name)
+    for file in _manifest_files():
+        if file.stem == name:
+            return file
+    known = list_manifests()
+    near = " or ".join(difflib.get_close_matches(name, known)) or f"one of {', '.join(known)}"
+    raise ValueError(f"manifest {name!r} is not known; did you mean {near}?")
+
+
+def _check(root: Path, entry: FileEntry) -> Problem | None:
+    if not find_files(root, entry.path):
+        return Problem(entry.path, "missing", f"not found under {root}")
+    path = root / entry.path
+    if entry.size is not None and (size := path.stat().st_size) != entry.size:
+        kind = "short" if size < entry.size else "changed"
+        return Problem(entry.path, kind, f"expected {entry.size} bytes, got {size}")
+    if entry.sha256 is not None:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if (got := digest.hexdigest()) != entry.sha256:
+            return Problem(entry.path, "changed", f"expected sha256 {entry.sha256}, got {got}")
+    return None
