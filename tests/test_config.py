@@ -1,0 +1,99 @@
+import pytest
+from pydantic import ValidationError
+
+from zslkit.config import PRESETS, RunConfig, project_root, read_parameters
+
+
+def test_defaults_are_the_toy_preset():
+    assert RunConfig() == RunConfig.preset("toy")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_and_can_be_changed(name):
+    assert RunConfig.preset(name, epochs=3).epochs == 3
+
+
+def test_every_field_is_explained():
+    assert [n for n, field in RunConfig.model_fields.items() if not field.description] == []
+
+
+def test_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig().epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ({"epochs": "32"}, {"epochs": 32}),
+        ({"epochs": 1e1}, {"epochs": 10}),
+        ({"learn_logit_scale": "false"}, {"learn_logit_scale": False}),
+        ({"zeroshot_manifest": "none"}, {"zeroshot_manifest": None}),
+        ({"prompt_templates": '["a {}", "one {}"]'}, {"prompt_templates": ("a {}", "one {}")}),
+        ({"learning_rate": "1e-3"}, {"learning_rate": 1e-3}),
+    ],
+)
+def test_understands_what_papermill_and_shells_pass(text, meaning):
+    config = RunConfig.from_parameters(text)
+    assert {name: getattr(config, name) for name in meaning} == meaning
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epocs": 3}, "epocs=3: no such parameter; did you mean epochs"),
+        ({"epochs": 0}, "epochs=0: Input should be greater than or equal to 1"),
+        ({"epochs": 1.5}, "epochs=1.5: .*valid integer"),
+        ({"epochs": True}, "epochs=True: must be .*not true or false"),
+        ({"resume": "perhaps"}, "resume='perhaps': .*valid boolean"),
+        ({"prompt_templates": "[a {}"}, "not a list in JSON"),
+        ({"preset": "lapto"}, "preset='lapto': no such preset; did you mean laptop"),
+        ({"image_tower": "last_blocks=x"}, "image_tower='last_blocks=x' must be train, frozen"),
+        ({"text_tower": "last_blocks=0"}, "text_tower='last_blocks=0' must be train, frozen"),
+        ({"batch_size": 10, "accumulation": 4}, "accumulation=4 must divide batch_size=10"),
+        ({"teacher": "frozen"}, "needs teacher_run"),
+        ({"logit_scale": 50, "max_logit_scale": 20}, "logit_scale=50.0 is above max_logit_scale"),
+        ({"soft_targets": "teachers"}, "soft_targets='teachers': Input should be 'none'"),
+        ({"caption_noise": 1.5}, "caption_noise=1.5: .*less than or equal to 1"),
+    ],
+)
+def test_bad_values_are_named_with_what_is_right(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig.from_parameters(parameters)
+
+
+def test_none_keeps_the_value_of_the_preset():
+    changed = RunConfig.from_parameters({"preset": "laptop", "epochs": None, "seed": 3})
+    assert changed == RunConfig.preset("laptop", seed=3)
+
+
+PARAMETERS = 'preset: str = "toy"  # values\nepochs: int = None  # passes'
+READ = "config = RunConfig.from_parameters(read_parameters(In))"
+
+
+def test_reads_defaults_and_what_papermill_injects_below():
+    cells = ["", PARAMETERS, "# Parameters\nepochs = 32\n", READ]
+    assert read_parameters(cells) == {"preset": "toy", "epochs": 32}
+
+
+def test_sees_a_misspelt_parameter_that_papermill_lets_through():
+    cells = ["", PARAMETERS, "# Parameters\nepocs = 32\n", READ]
+    with pytest.raises(ValueError, match="did you mean epochs"):
+        RunConfig.from_parameters(read_parameters(cells))
+
+
+def test_a_rerun_after_other_cells_takes_changed_parameters_only():
+    cells = ["", PARAMETERS, READ, "k = 5\n", "%matplotlib inline", "epochs = 3", "x = f(2)", READ]
+    assert read_parameters(cells) == {"preset": "toy", "epochs": 3}
+
+
+def test_a_parameter_that_is_no_literal_is_refused():
+    with pytest.raises(ValueError, match="epochs=2 \\* n: a parameter must be a literal"):
+        read_parameters([PARAMETERS, "epochs = 2 * n", READ])
+
+
+def test_project_root_is_the_folder_with_the_manifests(tmp_path):
+    (tmp_path / "data_manifests").mkdir()
+    inner = tmp_path / "notebooks" / "deep"
+    inner.mkdir(parents=True)
+    assert project_root(inner) == tmp_path.resolve()

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from zslkit.config import RunConfig
+from zslkit.losses import contrastive_loss, distillation_loss
+from zslkit.objective import Embedded, training_loss
+from zslkit.targets import label_smoothing_targets, teacher_targets, transport_targets
+
+ONE = torch.tensor(1.0)
+
+
+def embedded(seed, n=6, dim=8):
+    generator = torch.Generator().manual_seed(seed)
+    sides = (torch.randn(n, dim, generator=generator) for _ in range(2))
+    return Embedded(*(torch.nn.functional.normalize(side, dim=-1) for side in sides))
+
+
+def loss_of(student, teacher, **settings):
+    config = RunConfig(**settings)
+    return training_loss(student, teacher, 10 * ONE, 5 * ONE, config, progress=0.5)
+
+
+def test_weighs_both_terms_with_a_scale_each():
+    student, teacher = embedded(0), embedded(1)
+    loss, terms = loss_of(student, teacher, contrastive_weight=0.3, teacher_temperature=0.1)
+    similarity = student.image @ student.text.T
+    guide = teacher.image @ teacher.text.T
+    contrastive = contrastive_loss(10 * similarity)
+    distillation = (
+        distillation_loss(5 * similarity, teacher_targets(guide, 0.1))
+        + distillation_loss(5 * similarity.T, teacher_targets(guide.T, 0.1))
+    ) / 2
+    assert loss.item() == pytest.approx((0.3 * contrastive + 0.7 * distillation).item(), 1e-6)
+    assert terms["contrastive_loss"] == pytest.approx(contrastive.item(), 1e-6)
+    assert terms["distillation_loss"] == pytest.approx(distillation.item(), 1e-6)
+
+
+def test_transport_uses_the_plan_of_each_direction():
+    student, teacher = embedded(0), embedded(1)
+    loss, _ = loss_of(student, teacher, soft_targets="transport", contrastive_weight=0.0)
+    similarity, guide = student.image @ student.text.T, teacher.image @ teacher.text.T
+    expected = (
+        distillation_loss(5 * similarity, transport_targets(guide, 0.15, 5))
+        + distillation_loss(5 * similarity.T, transport_targets(guide.T, 0.15, 5))
+    ) / 2
+    assert loss.item() == pytest.approx(expected.item(), 1e-6)
+
+
+def test_label_smoothing_needs_no_teacher():
+    student = embedded(0)
+    loss, _ = loss_of(
+        student, None, soft_targets="label_smoothing", contrastive_weight=0.0, label_smoothing=0.2
+    )
+    similarity, targets = student.image @ student.text.T, label_smoothing_targets(6, 6, 0.2)
+    expected = distillation_loss(5 * similarity, targets) + distillation_loss(
+        5 * similarity.T, targets
+    )
+    assert loss.item() == pytest.approx(expected.item() / 2, 1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"soft_targets": "none"}, {"soft_targets": "teacher"}])
+def test_without_soft_targets_or_a_ready_teacher_only_the_contrastive_term_is_left(settings):
+    student = embedded(0)
+    loss, terms = loss_of(student, None, **settings)
+    assert loss == contrastive_loss(10 * student.image @ student.text.T)
+    assert set(terms) == {"contrastive_loss"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher_temperature": 0.5},
+        {"image_similarity_weight": 1.0},
+        {"text_similarity_weight": 1.0},
+        {"contrastive_weight": 0.9},
+        {"soft_targets": "transport", "epsilon": 0.5},
+        {"soft_targets": "transport", "sinkhorn_iterations": 1},
+        {"soft_targets": "progressive", "trusted_start": 0.2},
+        {"soft_targets": "progressive", "trusted_end": 0.8},
+    ],
+)
+def test_every_setting_changes_the_loss(change):
+    base = {name: value for name, value in change.items() if name == "soft_targets"}
+    student, teacher = embedded(0), embedded(1)
+    assert loss_of(student, teacher, **change)[0] != loss_of(student, teacher, **base)[0]

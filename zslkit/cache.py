@@ -1,0 +1,144 @@
+"""Embeddings of frozen towers on disk, keyed by content: embed once, train in seconds."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zslkit.encoders import ImageTransform, fingerprint
+
+_LAYOUT = 1  # part of every key: raise it when what is stored changes
+
+
+class Embeddings(NamedTuple):
+    """Features of a frozen tower, memory-mapped, and which images could not be read."""
+
+    features: Tensor
+    """(N, F) float32 in the order of the items; zero rows where unreadable."""
+    broken: tuple[str, ...]
+    """Keys of unreadable images."""
+
+
+def embed(
+    tower: nn.Module,
+    items: Sequence,
+    cache_dir: str | Path | None,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 128,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    description: str = "embedding",
+) -> Embeddings:
+    """Embed texts or images with a frozen tower, or read what an earlier call stored.
+
+    The key hashes the tower's weights, the preprocessing and the items' content, so a stale
+    entry cannot be read and two runs over the same data share one.
+
+    Parameters
+    ----------
+    tower : Module
+        ``ImageTower`` or a text tower.
+    items : Pairs or sequence of str
+        Images to decode, or texts.
+    cache_dir : path or None
+        None computes without keeping.
+    image_size : int, optional
+        Side of the square for images, in pixels; None means that items are texts.
+    workers : int
+        Processes that decode images.
+    description : str
+        Name of the progress bar.
+
+    Returns
+    -------
+    Embeddings
+        Features of shape (N, F).
+    """
+    content = _hash(items) if image_size is None else items.image_fingerprint
+    key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}"])[:32]
+    path = Path(cache_dir) / f"{key}.npy" if cache_dir is not None else None
+    if path is not None and path.is_file():
+        broken = json.loads(path.with_suffix(".json").read_text())["broken"]
+        return Embeddings(_open(path), tuple(broken))
+    chunks = _texts(items) if image_size is None else _images(items, image_size, workers)
+    rows = np.zeros((len(items), tower.feature_dim), dtype=np.float32)
+    broken: list[str] = []
+    for indices, inputs, unreadable in _progress(chunks, len(items), description):
+        if len(indices):
+            rows[indices] = _forward(tower, inputs, device)
+        broken.extend(unreadable)
+    if path is None:
+        return Embeddings(torch.from_numpy(rows), tuple(broken))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _store(path, rows, {"broken": broken, "items": len(items), "description": description})
+    return Embeddings(_open(path), tuple(broken))
+
+
+@torch.inference_mode()
+def _forward(tower: nn.Module, inputs, device: torch.device | str) -> np.ndarray:
+    training = tower.training
+    inputs = inputs.to(device) if isinstance(inputs, Tensor) else inputs
+    features = tower.to(device).eval()(inputs).float().cpu().numpy()
+    tower.train(training)
+    return features
+
+
+def _texts(texts: Sequence[str], batch_size: int = 256) -> Iterator[tuple]:
+    """Batch texts of similar length: padding would be most of the work otherwise."""
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, [texts[i] for i in rows], ()
+
+
+def _images(pairs, image_size: int, workers: int, batch_size: int = 128) -> Iterator[tuple]:
+    from zslkit.pairs import iterate_batches
+
+    batches = iterate_batches(
+        pairs,
+        min(batch_size, len(pairs)),
+        transform=ImageTransform(image_size, train=False),
+        shuffle=False,
+        drop_last=False,
+        workers=workers,
+    )
+    for batch in batches:
+        yield batch.indices.numpy(), batch.pixels, batch.broken
+
+
+def _progress(chunks: Iterable[tuple], total: int, description: str) -> Iterator[tuple]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=description, unit="item", leave=False) as bar:
+        for indices, inputs, broken in chunks:
+            yield indices, inputs, broken
+            bar.update(len(indices) + len(broken))
+
+
+def _hash(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> Tensor:
+    # "c": torch wants writable memory; copy-on-write never reaches the file
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def _store(path: Path, rows: np.ndarray, facts: dict) -> None:
+    """Write the facts, then the array under its final name, so that a reader sees both."""
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, rows)
+    temporary.replace(path)

@@ -1,0 +1,394 @@
+"""What a run is made of: one frozen, validated, flat model of all its settings."""
+
+import ast
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Precision = Literal["auto", "float32", "bfloat16"]
+SoftTargets = Literal["none", "label_smoothing", "teacher", "transport", "progressive"]
+
+
+class RunConfig(BaseModel):
+    """Settings of one run; every field is a papermill parameter and a command-line option.
+
+    The defaults are the ``toy`` preset: built-in data, small towers from scratch, CPU minutes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    # data
+    manifest: str = "toy"
+    """Pairs to train on: a name in data_manifests or the path of a manifest file."""
+    data_root: str | None = None
+    """Folder that the manifest's paths start from; None: the manifest's own folder."""
+    train_split: str = "train"
+    """Split of the manifest to train on."""
+    test_split: str = "test"
+    """Split of the manifest for image-text retrieval after training."""
+    zeroshot_manifest: str | None = "toy"
+    """Labelled images for zero-shot evaluation; None: no zero-shot figure."""
+    zeroshot_split: str = "test"
+    """Split of zeroshot_manifest to evaluate on."""
+    prompt_templates: str | tuple[str, ...] = "simple"
+    """A named set of templates (none, simple, ensemble) or a list of texts with {}."""
+    caption_noise: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of training images whose captions are swapped among themselves, seeded."""
+    max_pairs: int | None = Field(None, ge=1)
+    """Train on this many pairs, drawn with the seed; None: all."""
+    max_unreadable: float = Field(0.01, ge=0.0, le=1.0)
+    """Share of unreadable images above which a run stops."""
+
+    # model
+    image_encoder: str = "timm:resnet10t"
+    """torchvision:NAME or timm:NAME."""
+    image_weights: str = "none"
+    """pretrained (downloads), none (from scratch), or a safetensors file."""
+    image_tower: str = "train"
+    """train, frozen (BatchNorm statistics too) or last_blocks=N."""
+    image_size: int = Field(64, ge=16)
+    """Side of the square the image encoder sees, in pixels."""
+    text_encoder: str = "small"
+    """small (no download), or hf:NAME_OR_FOLDER with masked mean pooling."""
+    text_weights: str = "none"
+    """pretrained, or none (from scratch)."""
+    text_tower: str = "train"
+    """train, frozen or last_blocks=N."""
+    max_tokens: int = Field(32, ge=2)
+    """Texts are cut to this many tokens."""
+    embedding_dim: int = Field(128, ge=2)
+    """Dimension D of the shared unit sphere."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """Map from either tower's features to the shared space."""
+    image_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the image features that enter the projection."""
+    text_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the text features that enter the projection."""
+
+    # objective
+    soft_targets: SoftTargets = "teacher"
+    """Kind of soft targets; none is plain InfoNCE."""
+    contrastive_weight: float = Field(0.5, ge=0.0, le=1.0)
+    """Share of the one-hot contrastive loss; distillation gets the rest."""
+    label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
+    """Mass that label_smoothing spreads over the other candidates."""
+    teacher: Literal["ema", "frozen", "previous"] = "ema"
+    """Moving average of the student, an earlier run, or the student a generation ago."""
+    teacher_run: str | None = None
+    """Run folder of the frozen teacher."""
+    ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
+    """Decay of the moving average per optimizer step."""
+    ema_warmup: bool = True
+    """Average less at first, by (1 + n) / (10 + n) after n steps: a young teacher knows little."""
+    generation_epochs: int = Field(5, ge=1)
+    """Epochs after which the previous-generation teacher becomes a copy of the student."""
+    teacher_temperature: float = Field(0.05, gt=0.0)
+    """Soft-label temperature: divides teacher similarities before the softmax."""
+    image_similarity_weight: float = Field(0.0, ge=0.0)
+    """Weight w_v of image-image similarities in teacher and transport targets."""
+    text_similarity_weight: float = Field(0.0, ge=0.0)
+    """Weight w_t of text-text similarities in teacher and transport targets."""
+    epsilon: float = Field(0.15, gt=0.0)
+    """Entropic regularisation of transport targets, in units of similarity."""
+    sinkhorn_iterations: int = Field(5, ge=1)
+    """Sinkhorn iterations of transport targets."""
+    trusted_start: float = Field(1.0, ge=0.0, le=1.0)
+    """Share of pairs that progressive targets keep one-hot at the first step."""
+    trusted_end: float = Field(0.0, ge=0.0, le=1.0)
+    """The same at the last step; linear in between."""
+    logit_scale: float = Field(20.0, ge=1.0)
+    """Initial scale of similarities (1 / temperature), contrastive and distillation."""
+    learn_logit_scale: bool = True
+    """Learn both scales; false keeps them fixed."""
+    max_logit_scale: float = Field(100.0, ge=1.0)
+    """Learned scales are clamped to [1, max_logit_scale]."""
+
+    # optimisation
+    epochs: int = Field(10, ge=1)
+    """Passes over the training pairs."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps; the schedule ends there too."""
+    batch_size: int = Field(128, ge=2)
+    """Pairs that are contrasted with each other in one optimizer step."""
+    accumulation: int = Field(1, ge=1)
+    """Chunks a batch is embedded in; the loss still sees the whole batch."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw or sgd (with momentum)."""
+    learning_rate: float = Field(1e-3, gt=0.0)
+    """Peak learning rate."""
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    """Momentum of sgd."""
+    weight_decay: float = Field(0.05, ge=0.0)
+    """Weight decay, not on norms, biases and scales."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear warm-up before the cosine."""
+    clip_norm: float | None = Field(1.0, gt=0.0)
+    """Largest global gradient norm; None: no clipping."""
+    precision: Precision = "auto"
+    """auto takes bfloat16 where the device computes in it, float32 elsewhere."""
+
+    # run
+    seed: int = Field(0, ge=0)
+    """Initial weights, data order, augmentation, caption noise."""
+    output_dir: str = "reports/run"
+    """Folder of the run: config, metrics, checkpoints."""
+    resume: bool = False
+    """Go on from the checkpoint in output_dir when there is one."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Optimizer steps between checkpoints; one more is written at the end."""
+    cache_dir: str | None = "reports/cache"
+    """Embeddings of frozen towers; None: not kept."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch; None: its default."""
+    workers: int = Field(0, ge=0)
+    """Processes that read and augment images."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the tensorboard extra)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _understand_text(cls, values: Any) -> Any:
+        """Name misspelt fields and read the text forms that papermill and shells produce."""
+        if not isinstance(values, Mapping):
+            return values
+        for name, value in values.items():
+            if name not in cls.model_fields:
+                raise ValueError(unknown_name(name, value, cls.model_fields))
+        return {name: _from_text(value, cls, name) for name, value in values.items()}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        for name in ("image_tower", "text_tower"):
+            parse_tower_mode(getattr(self, name), name)
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation={self.accumulation} must divide batch_size={self.batch_size}"
+            )
+        if self.needs_teacher and self.teacher == "frozen" and self.teacher_run is None:
+            raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
+        if self.logit_scale > self.max_logit_scale:
+            raise ValueError(
+                f"logit_scale={self.logit_scale} is above max_logit_scale={self.max_logit_scale}"
+            )
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the soft targets come from a teacher."""
+        return self.soft_targets in ("teacher", "transport", "progressive")
+
+    @classmethod
+    def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":
+        """Build a named set of values, changed where asked.
+
+        Raises
+        ------
+        ValueError
+            For an unknown preset or field, naming the nearest known ones.
+        """
+        if name not in PRESETS:
+            raise ValueError(unknown_name("preset", name, PRESETS, kind="preset"))
+        return cls(**{**PRESETS[name], **changes})
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> "RunConfig":
+        """Build a configuration from papermill parameters or command-line options.
+
+        ``preset`` picks the starting values; a parameter that is None keeps the preset's.
+
+        Raises
+        ------
+        ValueError
+            One line for each parameter at fault: name, value, what would be right.
+        """
+        changes = {name: value for name, value in parameters.items() if value is not None}
+        try:
+            return cls.preset(changes.pop("preset", "toy"), **changes)
+        except ValidationError as error:
+            raise ValueError(explain(error)) from None
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "toy": {},
+    "laptop": dict(
+        manifest="flickr8k",
+        zeroshot_manifest="caltech20",
+        zeroshot_split="all",
+        prompt_templates="ensemble",
+        image_encoder="torchvision:mobilenet_v2",
+        image_weights="pretrained",
+        image_tower="frozen",
+        image_size=224,
+        text_encoder="hf:sentence-transformers/all-MiniLM-L6-v2",
+        text_weights="pretrained",
+        text_tower="frozen",
+        max_tokens=64,
+        embedding_dim=512,
+        image_dropout=0.5,
+        text_dropout=0.2,
+        soft_targets="teacher",
+        teacher_temperature=0.07,
+        ema_decay=0.99,
+        batch_size=512,
+        epochs=30,
+        learning_rate=3e-3,
+        weight_decay=0.1,
+        warmup_steps=20,
+        clip_norm=None,
+    ),
+    # OTTER's published recipe (github.com/facebookresearch/OTTER, arXiv:2112.09445).
+    "paper": dict(
+        manifest="cc3m",
+        zeroshot_manifest=None,
+        prompt_templates="ensemble",
+        image_encoder="torchvision:resnet50",
+        image_weights="pretrained",
+        image_size=224,
+        text_encoder="hf:johngiorgi/declutr-sci-base",
+        text_weights="pretrained",
+        max_tokens=60,
+        embedding_dim=768,
+        soft_targets="transport",
+        contrastive_weight=0.5,
+        ema_decay=0.999,
+        ema_warmup=False,
+        teacher_temperature=0.01,
+        epsilon=0.15,
+        sinkhorn_iterations=5,
+        image_similarity_weight=1.0,
+        text_similarity_weight=1.0,
+        logit_scale=49.4,
+        batch_size=512,
+        epochs=10,
+        optimizer="sgd",
+        learning_rate=3e-3,
+        momentum=0.9,
+        weight_decay=0.0,
+        warmup_steps=0,
+        clip_norm=None,
+        checkpoint_every=1000,
+        workers=8,
+    ),
+}
+
+
+def parse_tower_mode(mode: str, field: str = "tower") -> int | None:
+    """Read ``train`` as None, ``frozen`` as 0 and ``last_blocks=N`` as N trainable blocks.
+
+    Raises
+    ------
+    ValueError
+        For any other text.
+    """
+    if mode in ("train", "frozen"):
+        return None if mode == "train" else 0
+    head, _, count = mode.partition("=")
+    if head == "last_blocks" and count.isdecimal() and int(count) > 0:
+        return int(count)
+    raise ValueError(f"{field}={mode!r} must be train, frozen or last_blocks=N with N > 0")
+
+
+def unknown_name(name: str, value: Any, known: Any, kind: str = "parameter") -> str:
+    """Word an error for a name that is not known, with the nearest known ones."""
+    asked = value if kind == "preset" else name
+    near = difflib.get_close_matches(str(asked), list(known), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"{name}={value!r}: no such {kind}; {hint}"
+
+
+def explain(error: ValidationError) -> str:
+    """Word a validation error as one line for each field: name, value, what is right."""
+    lines = []
+    for item in error.errors(include_url=False):
+        message = item["msg"].removeprefix("Value error, ")
+        field = ".".join(str(part) for part in item["loc"][:1])
+        lines.append(f"{field}={item['input']!r}: {message}" if field else message)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _from_text(value: Any, model: type[BaseModel], name: str) -> Any:
+    """Turn "null" and "[1, 2]" into what they mean; refuse a truth value as a number."""
+    annotation = str(model.model_fields[name].annotation)
+    if isinstance(value, bool) and "bool" not in annotation:
+        raise ValueError(f"{name}={value!r}: must be {annotation}, not true or false")
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("none", "null") and "None" in annotation:
+        return None
+    if value.startswith("[") and "tuple" in annotation:
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError(f"{name}={value!r}: not a list in JSON, like [1, 2]") from None
+    return value
+
+
+def project_root(start: str | Path = ".") -> Path:
+    """Find the nearest folder upwards that holds ``data_manifests``, else ``start`` itself.
+
+    JupyterLab starts kernels in the notebook's folder and papermill in the caller's; relative
+    paths mean the same in both once the notebook has moved here.
+    """
+    start = Path(start).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "data_manifests").is_dir():
+            return folder
+    return start
+
+
+def read_parameters(cells: Sequence[str], known: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the parameters a notebook was given from the source of its executed cells.
+
+    The parameters cell and the cell that papermill injects below it consist of literal
+    assignments. Every such name counts if it stands before the first call of this function,
+    so that a misspelt ``-p`` is seen; in later cells only known names count.
+
+    Parameters
+    ----------
+    cells : sequence of str
+        IPython's ``In``.
+    known : sequence of str
+        Names that later cells may set anew.
+
+    Returns
+    -------
+    dict
+        The last literal assigned to each name.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not a literal.
+    """
+    parameters: dict[str, Any] = {}
+    called = False
+    for source in cells:
+        try:
+            body = ast.parse(source).body
+        except SyntaxError:  # magics and shell lines: no parameters cell
+            continue
+        called = called or "read_parameters(" in source
+        if not body or not all(isinstance(node, ast.Assign | ast.AnnAssign) for node in body):
+            continue
+        for node in body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if not isinstance(target, ast.Name) or node.value is None:
+                continue
+            if called and target.id not in {*known, *parameters}:
+                continue
+            try:
+                parameters[target.id] = ast.literal_eval(node.value)
+            except ValueError:
+                if called:
+                    continue
+                raise ValueError(
+                    f"{target.id}={ast.unparse(node.value)}: a parameter must be a literal "
+                    "(number, text, true, false, None or a list)"
+                ) from None
+    return parameters

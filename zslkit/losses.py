@@ -1,0 +1,96 @@
+"""Training objective: pure functions of tensors.
+
+Dimensions: B = queries in this process, N = candidates scored (all processes' queries),
+D = embedding. The positive of row i is column ``offset + i``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def positive_columns(n_queries: int, offset: int, device: torch.device | None = None) -> Tensor:
+    """Give the candidate column of each query's own pair, (B,) int64."""
+    return torch.arange(offset, offset + n_queries, device=device)
+
+
+def contrastive_loss(
+    logits_per_image: Tensor, logits_per_text: Tensor | None = None, offset: int = 0
+) -> Tensor:
+    """InfoNCE, averaged over both directions.
+
+    Parameters
+    ----------
+    logits_per_image : Tensor of shape (B, N), float
+        Image-to-text cosine similarities already multiplied by ``logit_scale``.
+    logits_per_text : Tensor of shape (B, N), float, optional
+        Text-to-image; the transpose of ``logits_per_image`` when not given.
+    offset : int
+        Column of row 0's own pair: rank x B with several processes.
+
+    Returns
+    -------
+    Tensor of shape (), float
+        Mean over the batch and the two directions, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the two shapes differ, or a row's own pair lies outside the columns.
+
+    References
+    ----------
+    Radford et al. (2021), arXiv:2103.00020, figure 3.
+    """
+    if logits_per_text is None:
+        logits_per_text = logits_per_image.T
+    if logits_per_image.shape != logits_per_text.shape:
+        raise ValueError(
+            "logits_per_image and logits_per_text must have one shape, got "
+            f"{tuple(logits_per_image.shape)} and {tuple(logits_per_text.shape)}"
+        )
+    n_queries, n_candidates = logits_per_image.shape
+    if not 0 <= offset <= n_candidates - n_queries:
+        raise ValueError(
+            f"offset={offset} puts a pair outside the {n_candidates} candidates; with "
+            f"{n_queries} queries it must be in [0, {n_candidates - n_queries}]"
+        )
+    positives = positive_columns(n_queries, offset, logits_per_image.device)
+    return (
+        F.cross_entropy(logits_per_image, positives) + F.cross_entropy(logits_per_text, positives)
+    ) / 2
+
+
+def distillation_loss(student_logits: Tensor, soft_targets: Tensor) -> Tensor:
+    """Cross-entropy of the student's prediction against the teacher's soft targets.
+
+    Equal to the Kullback-Leibler divergence up to the targets' entropy, a constant.
+
+    Parameters
+    ----------
+    student_logits : Tensor of shape (B, N), float
+        Cosine similarities already multiplied by the student's distillation scale.
+    soft_targets : Tensor of shape (B, N), float
+        Rows summing to 1. Treated as constants: no gradient reaches the teacher.
+
+    Returns
+    -------
+    Tensor of shape (), float
+        Mean over the batch, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the two shapes differ.
+
+    References
+    ----------
+    Hinton, Vinyals and Dean (2015), arXiv:1503.02531, section 2; Cheng et al. (2021),
+    arXiv:2104.08945.
+    """
+    if student_logits.shape != soft_targets.shape:
+        raise ValueError(
+            "student_logits and soft_targets must have one shape, got "
+            f"{tuple(student_logits.shape)} and {tuple(soft_targets.shape)}"
+        )
+    return F.cross_entropy(student_logits, soft_targets.detach())

@@ -1,0 +1,119 @@
+"""One objective: contrastive plus distillation towards one of four kinds of soft targets.
+
+Dimensions: B = queries in this process, N = queries in all processes, D = embedding.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zslkit import dist
+from zslkit.config import RunConfig
+from zslkit.losses import contrastive_loss, distillation_loss
+from zslkit.targets import (
+    fuse_similarities,
+    label_smoothing_targets,
+    progressive_targets,
+    target_statistics,
+    teacher_targets,
+    transport_targets,
+)
+
+
+class Embedded(NamedTuple):
+    """Unit embeddings of a batch of pairs, (B, D) each."""
+
+    image: Tensor
+    text: Tensor
+
+
+def training_loss(
+    student: Embedded,
+    teacher: Embedded | None,
+    logit_scale: Tensor,
+    distillation_scale: Tensor,
+    config: RunConfig,
+    progress: float = 0.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """Weigh the contrastive and the distillation term of one batch.
+
+    ``loss = w * contrastive + (1 - w) * distillation`` with ``w = contrastive_weight``, each
+    averaged over both directions; only the contrastive term when there are no soft targets or
+    the teacher is not ready yet.
+
+    Parameters
+    ----------
+    student : Embedded
+        With gradients; other processes' rows are gathered here.
+    teacher : Embedded or None
+        Of the same pairs, without gradients.
+    logit_scale, distillation_scale : Tensor of shape ()
+        Learned scales of the two terms.
+    progress : float
+        Share of the training done, in [0, 1], for progressive targets.
+
+    Returns
+    -------
+    loss : Tensor of shape (), float
+        In nats.
+    terms : dict of str to float
+        ``contrastive_loss``, and with soft targets ``distillation_loss``, ``self_mass`` and
+        ``target_entropy``.
+
+    References
+    ----------
+    Cheng et al. (2021), arXiv:2104.08945; Wu et al. (2021), OTTER, arXiv:2112.09445.
+    """
+    offset = dist.rank() * len(student.image)
+    similarity_v = student.image @ dist.gather(student.text).T
+    similarity_t = student.text @ dist.gather(student.image).T
+    contrastive = contrastive_loss(logit_scale * similarity_v, logit_scale * similarity_t, offset)
+    terms = {"contrastive_loss": contrastive.item()}
+    targets = soft_targets(len(similarity_v), similarity_v.shape[1], teacher, config, progress)
+    if targets is None:
+        return contrastive, terms
+    targets_v, targets_t = (t.to(similarity_v.device) for t in targets)
+    distillation = (
+        distillation_loss(distillation_scale * similarity_v, targets_v)
+        + distillation_loss(distillation_scale * similarity_t, targets_t)
+    ) / 2
+    terms |= {"distillation_loss": distillation.item(), **target_statistics(targets_v, offset)}
+    weight = config.contrastive_weight
+    return weight * contrastive + (1 - weight) * distillation, terms
+
+
+@torch.no_grad()
+def soft_targets(
+    n_queries: int, n_candidates: int, teacher: Embedded | None, config: RunConfig, progress: float
+) -> tuple[Tensor, Tensor] | None:
+    """Make the soft targets of both directions, (B, N) each; None when there are none."""
+    offset = dist.rank() * n_queries
+    kind = config.soft_targets
+    if kind == "label_smoothing":
+        targets = label_smoothing_targets(n_queries, n_candidates, config.label_smoothing, offset)
+        return targets, targets
+    if kind == "none" or teacher is None:
+        return None
+    image, text = dist.gather(teacher.image), dist.gather(teacher.text)
+    # Transport couples all rows: every process solves the whole problem and takes its part.
+    rows = slice(None) if kind == "transport" else slice(offset, offset + n_queries)
+    first = 0 if kind == "transport" else offset
+    intra_modal = (
+        image[rows] @ image.T,
+        text[rows] @ text.T,
+        config.image_similarity_weight,
+        config.text_similarity_weight,
+        first,
+    )
+    both = [
+        fuse_similarities(image[rows] @ text.T, *intra_modal),
+        fuse_similarities(text[rows] @ image.T, *intra_modal),
+    ]
+    if kind == "transport":
+        plans = [transport_targets(s, config.epsilon, config.sinkhorn_iterations) for s in both]
+        return tuple(plan[offset : offset + n_queries] for plan in plans)
+    if kind == "teacher":
+        return tuple(teacher_targets(s, config.teacher_temperature) for s in both)
+    share = config.trusted_start + (config.trusted_end - config.trusted_start) * progress
+    return tuple(progressive_targets(s, config.teacher_temperature, share, offset) for s in both)

@@ -1,0 +1,101 @@
+"""Teachers: copies of the student's architecture that give soft targets and never train."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zslkit.config import RunConfig
+
+
+class Teacher(nn.Module):
+    """A copy of a dual encoder, always in eval mode and without gradients.
+
+    Parameters
+    ----------
+    student : DualEncoder
+        Copied; tensors that do not train are shared instead, they never differ.
+    kind : {"ema", "frozen", "previous"}
+        How :meth:`update` treats the copy.
+    decay : float
+        Of the moving average, per call of :meth:`update`.
+    warmup : bool
+        Use the smaller decay (1 + n) / (10 + n) while it is smaller, after n updates: what is
+        averaged at first is nearly the random start.
+    """
+
+    def __init__(
+        self, student: nn.Module, kind: str = "ema", decay: float = 0.999, warmup: bool = False
+    ):
+        super().__init__()
+        shared = {id(p): p for p in student.parameters() if not p.requires_grad}
+        self.model = copy.deepcopy(student, memo=shared)
+        self.model.requires_grad_(False)
+        self.kind = kind
+        self.decay, self.warmup = decay, warmup
+        self.register_buffer("n_updates", torch.tensor(0))
+        # A previous-generation teacher knows nothing until the first generation has ended.
+        self.register_buffer("ready", torch.tensor(kind != "previous"))
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode: a teacher with dropout or batch statistics teaches noise."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Move towards the student after an optimizer step; only ``ema`` moves.
+
+        Floating-point buffers (BatchNorm statistics) are averaged like the parameters, counters
+        are copied.
+        """
+        if self.kind != "ema":
+            return
+        n = self.n_updates.item()
+        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+        self.n_updates += 1
+        own = self.model.state_dict()
+        for name, value in student.state_dict().items():
+            if own[name].data_ptr() == value.data_ptr():
+                continue
+            if value.is_floating_point():
+                own[name].lerp_(value, 1 - decay)
+            else:
+                own[name].copy_(value)
+
+    def end_generation(self, student: nn.Module) -> None:
+        """Become a copy of the student at the end of a generation; only ``previous`` does.
+
+        References
+        ----------
+        Furlanello et al. (2018), "Born-Again Neural Networks", arXiv:1805.04770.
+        """
+        if self.kind == "previous":
+            self.model.load_state_dict(student.state_dict())
+            self.ready.fill_(True)
+
+
+def build_teacher(student: nn.Module, config: RunConfig) -> Teacher | None:
+    """Build the teacher that ``config`` asks for; None when no soft target needs one.
+
+    Raises
+    ------
+    ValueError
+        If ``teacher_run`` holds a run whose weights do not fit the student.
+    """
+    if not config.needs_teacher:
+        return None
+    teacher = Teacher(student, config.teacher, config.ema_decay, config.ema_warmup)
+    if config.teacher == "frozen":
+        from zslkit.checkpoint import load_run
+
+        source = load_run(Path(config.teacher_run)).model
+        try:
+            teacher.model.load_state_dict(source.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"teacher_run={config.teacher_run!r}: its weights do not fit this run's towers "
+                f"and embedding_dim ({str(error).splitlines()[-1].strip()})"
+            ) from None
+    return teacher
