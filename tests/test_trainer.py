@@ -1,0 +1,418 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+import zslkit.trainer
+from zslkit.checkpoint import load_run
+from zslkit.config import RunConfig
+from zslkit.encoders import build_dual_encoder
+from zslkit.feeding import TrainingData
+from zslkit.teacher import build_teacher
+from zslkit.trainer import (
+    autocast,
+    backward,
+    build_optimizer,
+    choose_device,
+    clip_gradients,
+    learning_rate_at,
+    train,
+)
+
+STEPS = 8  # two epochs of four batches
+FROZEN = {"image_tower": "frozen", "text_tower": "frozen"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Settings of a run that takes a second, on 32 toy scenes of 32 pixels."""
+    folder = tmp_path_factory.mktemp("data")
+    splits = {s: {"scenes": s, "n": 32} for s in ("train", "test")}
+    manifest = {"name": "tiny", "kind": "toy", "title": "t", "licence": "x", "how_to_obtain": "x"}
+    (folder / "tiny.json").write_text(json.dumps({**manifest, "image_size": 32, "splits": splits}))
+    return {
+        "manifest": str(folder / "tiny.json"),
+        "zeroshot_manifest": str(folder / "tiny.json"),
+        "image_encoder": "timm:test_resnet",
+        "image_size": 32,
+        "embedding_dim": 16,
+        "batch_size": 8,
+        "epochs": 2,
+        "checkpoint_every": 100,
+        "cache_dir": None,
+        "image_dropout": 0.2,  # so that resumed runs must also restore the random state
+    }
+
+
+def config_of(tiny, folder, **changes):
+    return RunConfig(**{**tiny, "output_dir": str(folder), **changes})
+
+
+def weights(run):
+    tensors = dict(run.model.state_dict())
+    if run.teacher is not None:
+        tensors |= {f"teacher.{name}": t for name, t in run.teacher.state_dict().items()}
+    return tensors
+
+
+def assert_equal_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def stop_at(step):
+    """Press Ctrl-C in the middle of a run, as a callback."""
+
+    def callback(run, row):
+        if row["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    return callback
+
+
+def test_a_run_learns_and_can_be_loaded(tiny, tmp_path):
+    config = config_of(tiny, tmp_path, epochs=12, learning_rate=3e-3)
+    run = train(config)
+    assert [row["step"] for row in run.history] == list(range(1, 49))
+    assert run.history[-1]["loss"] < run.history[0]["loss"] - 0.2
+    assert run.record["steps"] == 48
+    assert not run.record["interrupted"]
+    loaded = load_run(tmp_path)
+    assert_equal_weights(run, loaded)
+    assert loaded.history == run.history
+    assert loaded.config == config
+    assert loaded.record == run.record
+
+
+def test_equal_configurations_give_equal_weights_and_seeds_differ(tiny, tmp_path):
+    first, again, other = (
+        train(config_of(tiny, tmp_path / name, seed=seed))
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert_equal_weights(first, again)
+    assert not torch.equal(
+        first.model.text_projection[2].weight, other.model.text_projection[2].weight
+    )
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"workers": 2},
+        FROZEN,
+        {"teacher": "previous", "generation_epochs": 1},
+        {"soft_targets": "progressive", "optimizer": "sgd"},
+    ],
+    ids=["ema", "workers", "frozen", "previous", "sgd"],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(tiny, tmp_path, stop, settings):
+    """2 + 2 steps give the weights of 4, also from the middle of an epoch."""
+    if settings.get("workers") and stop != 3:
+        pytest.skip("processes are slow to start: once is enough")
+    whole = train(config_of(tiny, tmp_path / "whole", **settings))
+    config = config_of(tiny, tmp_path / "parts", **settings)
+    part = train(config, [stop_at(stop)])
+    assert part.record["interrupted"]
+    assert part.record["steps"] == stop
+    torch.manual_seed(123)  # another process would start from another state
+    resumed = train(config.model_copy(update={"resume": True}))
+    assert_equal_weights(whole, resumed)
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+@pytest.mark.parametrize("wait_for_step", [1, 5])
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, wait_for_step):
+    """SIGKILL to a real process; what the last checkpoint holds is enough."""
+    config = config_of(tiny, tmp_path / "killed", checkpoint_every=2, epochs=40, resume=True)
+    options = [
+        f"--{name}={value}" for name, value in config.model_dump().items() if value is not None
+    ]
+    options = [o for o in options if not o.startswith("--prompt_templates=(")]
+    process = subprocess.Popen([sys.executable, "-m", "zslkit", "train", *options])
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and metrics.read_text().count("\n") >= wait_for_step:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    resumed = train(config)
+    whole = train(config_of(tiny, tmp_path / "whole", epochs=40))
+    assert_equal_weights(whole, resumed)
+    assert [row["step"] for row in resumed.history] == list(range(1, 161))
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
+    first = train(config_of(tiny, tmp_path))
+    again = train(config_of(tiny, tmp_path, resume=True))
+    assert_equal_weights(first, again)
+    assert again.record["steps"] == STEPS
+
+
+def test_resume_refuses_a_changed_configuration(tiny, tmp_path):
+    train(config_of(tiny, tmp_path))
+    with pytest.raises(ValueError, match=r"epochs=3 \(was 2\), seed=1 \(was 0\); restore these"):
+        train(config_of(tiny, tmp_path, resume=True, epochs=3, seed=1))
+
+
+def test_without_resume_an_earlier_run_is_moved_aside(tiny, tmp_path):
+    first = train(config_of(tiny, tmp_path))
+    train(config_of(tiny, tmp_path, seed=1))
+    assert_equal_weights(first, load_run(tmp_path / "earlier-1"))
+    assert load_run(tmp_path).config.seed == 1
+
+
+def test_second_interrupt_stops_at_once(tiny, tmp_path):
+    def impatient(run, row):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(tiny, tmp_path), [impatient])
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_runs_outside_the_main_thread(tiny, tmp_path):
+    runs = []
+    thread = threading.Thread(target=lambda: runs.append(train(config_of(tiny, tmp_path))))
+    thread.start()
+    thread.join()
+    assert runs[0].record["steps"] == STEPS
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_path, monkeypatch):
+    healthy = zslkit.trainer.training_loss
+    calls = []
+
+    def ill(*args):
+        loss, terms = healthy(*args)
+        calls.append(loss)
+        return (loss * math.nan if len(calls) == 4 else loss), terms
+
+    monkeypatch.setattr(zslkit.trainer, "training_loss", ill)
+    seen = []
+    with pytest.raises(FloatingPointError, match="loss=nan at batch 3 of epoch 0 .*keys"):
+        train(
+            config_of(tiny, tmp_path / "ill", checkpoint_every=3),
+            [lambda run, row: seen.append((run, run.model.text_projection[2].weight.clone()))],
+        )
+    run, before = seen[-1]
+    assert torch.equal(run.model.text_projection[2].weight, before)
+    monkeypatch.undo()
+    three_steps = train(config_of(tiny, tmp_path / "well"), [stop_at(3)])
+    assert_equal_weights(load_run(tmp_path / "ill"), three_steps)
+
+
+def test_callbacks_see_every_step_and_add_to_the_row(tiny, tmp_path):
+    seen = []
+
+    def watch(run, row):
+        seen.append((row["step"], len(run.history)))
+        return {"double": 2 * row["loss"]}
+
+    run = train(config_of(tiny, tmp_path), [watch])
+    assert seen == [(step + 1, step) for step in range(STEPS)]
+    assert all(row["double"] == 2 * row["loss"] for row in run.history)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == run.history
+
+
+def test_max_steps_ends_run_and_schedule(tiny, tmp_path):
+    run = train(config_of(tiny, tmp_path, max_steps=5, warmup_steps=2))
+    assert len(run.history) == 5
+    assert run.history[-1]["learning_rate"] < run.history[2]["learning_rate"] / 2
+
+
+def test_pairs_come_in_another_order_every_epoch(tiny):
+    """Trap: an epoch number that never reaches the sampler."""
+    config = RunConfig(**tiny)
+    data = TrainingData(build_dual_encoder(config), config, torch.device("cpu"))
+    batches = list(data.stream(0, STEPS))
+    assert [epoch for epoch, _ in batches] == [0] * 4 + [1] * 4
+    first, second = (
+        [key for epoch, batch in batches for key in batch.keys if epoch == e] for e in (0, 1)
+    )
+    assert sorted(first) == sorted(second)
+    assert first != second
+    tail = [batch.keys for _, batch in data.stream(3, STEPS)]
+    assert tail == [batch.keys for _, batch in batches[3:]]
+
+
+def test_cached_features_are_those_of_the_towers(tiny, tmp_path):
+    config = config_of(tiny, tmp_path, **FROZEN, cache_dir=str(tmp_path / "cache"))
+    model = build_dual_encoder(config).eval()
+    data = TrainingData(model, config, torch.device("cpu"))
+    _, batch = next(data.stream(0, 1))
+    index = list(data.pairs.keys).index(batch.keys[2])
+    pixels = model.image_transform(train=False)(data.pairs[index].pixels)
+    torch.testing.assert_close(model.image_tower(pixels[None])[0], batch.images[2])
+    captions = model.text_tower(list(data.pairs[index].captions))
+    assert any(torch.allclose(caption, batch.texts[2], atol=1e-5) for caption in captions)
+
+
+def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny, monkeypatch):
+    """Traps: scale gradients times the number of chunks; BatchNorm statistics moved twice."""
+    config = RunConfig(**{**tiny, "image_dropout": 0.0})
+    chunked = config.model_copy(update={"accumulation": 4})
+    gradients = {}
+    for name, settings in (("whole", config), ("chunks", chunked)):
+        model = build_dual_encoder(config)
+        for part in model.modules():  # batch statistics do depend on the chunk
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.eval()
+        data = TrainingData(model, config, torch.device("cpu"))
+        teacher = build_teacher(model, config)
+        _, batch = next(data.stream(0, 1))
+        backward(model, teacher, batch, settings, 0.0)
+        gradients[name] = {n: p.grad for n, p in model.named_parameters()}
+    for name, gradient in gradients["whole"].items():
+        torch.testing.assert_close(
+            gradients["chunks"][name], gradient, rtol=1e-3, atol=1e-6, msg=name
+        )
+    assert gradients["whole"]["log_logit_scale"].abs() > 0
+
+
+def test_accumulation_moves_batchnorm_once_per_chunk_and_repeats_dropout(tiny):
+    config = RunConfig(**{**tiny, "accumulation": 2})
+    model = build_dual_encoder(config).train()
+    data = TrainingData(model, config, torch.device("cpu"))
+    _, batch = next(data.stream(0, 1))
+    norm = next(part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    inputs = []
+    model.text_projection[2].register_forward_hook(lambda *args: inputs.append(args[1][0]))
+    backward(model, None, batch, config, 0.0)
+    assert norm.num_batches_tracked == 2
+    first_pass, second_pass = inputs[:2], inputs[2:]
+    assert all(torch.equal(a, b) for a, b in zip(first_pass, second_pass, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_norms_biases_and_scales_do_not_decay(tiny, optimizer):
+    model = build_dual_encoder(RunConfig(**tiny))
+    groups = build_optimizer(model, RunConfig(weight_decay=0.3, optimizer=optimizer)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert all(p.dim() > 1 for p in groups[0]["params"])
+    assert any(p is model.log_logit_scale for p in groups[1]["params"])
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+def test_schedule_warms_up_and_decays_per_step():
+    config = RunConfig(learning_rate=1.0, warmup_steps=4)
+    rates = [learning_rate_at(step, 20, config) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+
+
+def test_clipping_bounds_the_norm_and_reports_what_it_was():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients([parameter], None) == 5
+    assert parameter.grad.tolist() == [3, 4]
+    assert clip_gradients([parameter], 1.0) == 5
+    assert parameter.grad.norm().item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_precision_on_the_cpu(precision, dtype):
+    layer = torch.nn.Linear(2, 2)
+    with autocast(RunConfig(precision=precision), torch.device("cpu")):
+        assert layer(torch.ones(1, 2)).dtype == dtype
+
+
+def test_bfloat16_trains(tiny, tmp_path):
+    run = train(config_of(tiny, tmp_path, precision="bfloat16", max_steps=2))
+    assert math.isfinite(run.history[-1]["loss"])
+
+
+def test_frozen_teacher_comes_from_an_earlier_run(tiny, tmp_path):
+    earlier = train(config_of(tiny, tmp_path / "earlier"))
+    config = config_of(
+        tiny, tmp_path / "student", teacher="frozen", teacher_run=str(tmp_path / "earlier")
+    )
+    run = train(config)
+    for name, value in earlier.model.state_dict().items():
+        assert torch.equal(run.teacher.model.state_dict()[name], value), name
+    with pytest.raises(ValueError, match="do not fit this run's towers"):
+        train(config.model_copy(update={"embedding_dim": 8, "output_dir": str(tmp_path / "x")}))
+
+
+def test_caption_noise_is_counted(tiny, tmp_path):
+    assert train(config_of(tiny, tmp_path, caption_noise=0.5)).record["swapped_captions"] == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"batch_size": 64}, ValueError, "batch_size=64.*larger than the data"),
+        ({"device": "cuda:9"}, ValueError, "device='cuda:9': torch sees . CUDA devices"),
+        ({"device": "gpu"}, ValueError, "device='gpu': must be auto, cpu, cuda"),
+        ({"manifest": "toi"}, ValueError, "toy"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_written(tiny, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        train(config_of(tiny, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(tiny, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="output_dir=.*cannot be written"):
+        train(config_of(tiny, tmp_path / "file" / "run"))
+
+
+def test_unreadable_images_are_named_and_limited(tiny, tmp_path):
+    from PIL import Image
+
+    for number in range(20):
+        Image.effect_noise((40, 40), 90).convert("RGB").save(tmp_path / f"{number}.jpg")
+    (tmp_path / "3.jpg").write_bytes(b"not an image")
+    rows = "".join(f"{number}.jpg,caption {number}\n" for number in range(20))
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + rows)
+    manifest = {
+        **{"name": "mine", "kind": "table", "title": "t", "licence": "x", "how_to_obtain": "x"},
+        **{"caption_field": "caption", "splits": {"train": {"table": "pairs.csv"}}},
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(manifest))
+    changes = {"manifest": str(tmp_path / "mine.json"), "max_unreadable": 0.1, "batch_size": 10}
+    for name, towers in (("pixels", {}), ("cached", FROZEN)):
+        run = train(config_of(tiny, tmp_path / name, **changes, **towers))
+        assert len(run.record["unreadable_images"]) == 1
+        assert "3" in run.record["unreadable_images"][0]
+    with pytest.raises(ValueError, match="1 of 20 images could not be read, more than the limit"):
+        train(config_of(tiny, tmp_path / "strict", **{**changes, "max_unreadable": 0.01}))
+
+
+def test_tensorboard_events_hold_the_loss(tiny, tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="the tensorboard extra is not installed",
+    )
+    run = train(config_of(tiny, tmp_path, tensorboard=True))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("loss")]
+    assert logged == pytest.approx([row["loss"] for row in run.history], rel=1e-6)
+
+
+def test_auto_device_is_the_cpu_where_there_is_no_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")

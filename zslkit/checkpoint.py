@@ -1,0 +1,298 @@
+"""Save and restore everything a run needs to go on: safetensors and JSON, nothing unpickled.
+
+A run folder holds ``config.json``, ``metrics.jsonl``, ``run.json`` and ``checkpoints/step-N``.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zslkit.config import RunConfig
+
+# What may differ between a run and its continuation without changing a single weight.
+FREE_TO_CHANGE = {
+    *("output_dir", "resume", "checkpoint_every", "cache_dir", "data_root", "workers"),
+    *("tensorboard", "threads", "zeroshot_manifest", "zeroshot_split", "test_split"),
+    "prompt_templates",
+}
+
+
+@dataclass
+class Run:
+    """A trained or interrupted run."""
+
+    model: nn.Module
+    """The student, a ``DualEncoder``, in eval mode."""
+    config: RunConfig
+    """What it was trained with."""
+    history: list[dict[str, float]]
+    """One row per optimizer step, as in ``metrics.jsonl``."""
+    run_dir: Path
+    """Where it is stored."""
+    teacher: nn.Module | None = None
+    """The ``Teacher``, if the objective had one."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """Facts of the run: steps, seconds, unreadable images, swapped captions, interruption."""
+
+
+def start_run_dir(config: RunConfig) -> tuple[Path, Path | None]:
+    """Prepare the run folder; return it and the checkpoint to go on from, if any.
+
+    Without ``resume``, an earlier run in the folder is moved aside, never overwritten.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+    ValueError
+        If ``resume`` is asked for with a configuration that would train differently.
+    """
+    run_dir = Path(config.output_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"output_dir={config.output_dir!r}: cannot be written ({error.strerror}); "
+            "give a folder that you may write to"
+        ) from error
+    if (run_dir / "config.json").is_file():
+        if config.resume:
+            _check_same_run(run_dir, config)
+            return run_dir, latest_checkpoint(run_dir)
+        _move_aside(run_dir)
+    write_json(run_dir / "config.json", config.model_dump(mode="json"))
+    return run_dir, None
+
+
+def _check_same_run(run_dir: Path, config: RunConfig) -> None:
+    earlier = json.loads((run_dir / "config.json").read_text())
+    now = config.model_dump(mode="json")
+    changed = [
+        f"{name}={now[name]!r} (was {earlier.get(name)!r})"
+        for name in now
+        if name not in FREE_TO_CHANGE and earlier.get(name) != now[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"resume=True: the run in {str(run_dir)!r} was started with another configuration: "
+            f"{', '.join(changed)}; restore these, or choose another output_dir"
+        )
+
+
+def _move_aside(run_dir: Path) -> None:
+    """Rename an earlier run's files into ``earlier-N`` within the folder."""
+    number = 1
+    while (aside := run_dir / f"earlier-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for name in ("metrics.jsonl", "run.json", "checkpoints", "config.json"):
+        if (run_dir / name).exists():
+            (run_dir / name).rename(aside / name)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Give the tensors that training changes: trainable parameters and buffers of their towers.
+
+    A frozen tower is rebuilt from the configuration, so it is not stored with every checkpoint.
+    """
+    still = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    for name in ("image_tower", "text_tower"):
+        tower = getattr(model, name, None)
+        if tower is not None and not any(p.requires_grad for p in tower.parameters()):
+            still |= {f"{name}.{key}" for key in tower.state_dict()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in still}
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> Path:
+    """Write one checkpoint atomically and remove the one before.
+
+    Parameters
+    ----------
+    state : dict
+        JSON values: epoch, batch within it, counters.
+
+    Returns
+    -------
+    Path
+        ``run_dir/checkpoints/step-N``; it exists only when complete.
+    """
+    folder = run_dir / "checkpoints" / f"step-{step:09d}"
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_name(f"writing-{os.getpid()}-{step}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    names = trained_state(model)
+    _save_tensors(names, temporary / "model.safetensors")
+    if teacher is not None:
+        own = teacher.state_dict()
+        kept = {name: own[name] for name in ("ready", "n_updates")}
+        kept |= {f"model.{name}": own[f"model.{name}"] for name in names}
+        _save_tensors(kept, temporary / "teacher.safetensors")
+    moments, groups = _flatten_optimizer(optimizer)
+    moments["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        moments["rng.cuda"] = torch.cuda.get_rng_state()
+    _save_tensors(moments, temporary / "optimizer.safetensors")
+    write_json(temporary / "state.json", {**state, "step": step, "param_groups": groups})
+    _sync(temporary)
+    os.rename(temporary, folder)
+    _sync(folder.parent)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def restore_checkpoint(
+    folder: Path, model: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Load a checkpoint into freshly built parts; return its ``state``."""
+    _load_trained(model, folder / "model.safetensors")
+    if teacher is not None:
+        _load_trained(teacher, folder / "teacher.safetensors")
+    state = json.loads((folder / "state.json").read_text())
+    moments = _read_tensors(folder / "optimizer.safetensors")
+    torch.set_rng_state(moments.pop("rng.cpu"))
+    if (cuda_state := moments.pop("rng.cuda", None)) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda_state)
+    nested: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in moments.items():
+        index, _, slot = name.partition(".")
+        nested.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({"state": nested, "param_groups": state.pop("param_groups")})
+    return state
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """Find the newest complete checkpoint of a run, None if there is none."""
+    return max((Path(run_dir) / "checkpoints").glob("step-*"), default=None)
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Load a run: its model, configuration and history.
+
+    Parameters
+    ----------
+    run_dir : path
+        What ``output_dir`` was during training.
+
+    Returns
+    -------
+    Run
+        ``.model`` in eval mode on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no run or no checkpoint yet.
+    ValueError
+        If the weights do not fit the towers that the configuration describes.
+    """
+    from zslkit.encoders import build_dual_encoder
+    from zslkit.teacher import Teacher
+
+    run_dir = Path(run_dir)
+    folder = latest_checkpoint(run_dir)
+    if folder is None or not (run_dir / "config.json").is_file():
+        raise FileNotFoundError(
+            f"run_dir={str(run_dir)!r}: no run with a checkpoint here; "
+            "give the output_dir of a finished training run"
+        )
+    config = RunConfig(**json.loads((run_dir / "config.json").read_text()))
+    model = build_dual_encoder(config)
+    _load_trained(model, folder / "model.safetensors")
+    teacher = None
+    if (folder / "teacher.safetensors").is_file():
+        teacher = Teacher(model, config.teacher, config.ema_decay, config.ema_warmup)
+        _load_trained(teacher, folder / "teacher.safetensors")
+    record_path = run_dir / "run.json"
+    record = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    step = json.loads((folder / "state.json").read_text())["step"]
+    return Run(model.eval(), config, read_history(run_dir, step), run_dir, teacher, record)
+
+
+def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
+    """Read the rows of ``metrics.jsonl`` up to a step; a torn last line is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # cut short by a kill
+            continue
+        if row["step"] <= last_step:
+            rows.append(row)
+    return rows
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is always whole: a temporary one is renamed over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def _load_trained(module: nn.Module, path: Path) -> None:
+    result_of = _read_tensors(path)
+    unexpected = module.load_state_dict(result_of, strict=False).unexpected_keys
+    trained = getattr(module, "model", module)
+    prefix = "model." if trained is not module else ""
+    missing = [n for n in _names_that_train(trained) if prefix + n not in result_of]
+    if unexpected or missing:
+        raise ValueError(
+            f"{str(path)!r} does not fit the towers of its configuration: "
+            f"{len(unexpected)} unexpected and {len(missing)} missing tensors, "
+            f"first {(unexpected + missing)[0]!r}"
+        )
+
+
+def _names_that_train(model: nn.Module) -> list[str]:
+    return [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer):
+    packed = optimizer.state_dict()
+    tensors = {
+        f"{index}.{slot}": torch.as_tensor(value)
+        for index, slots in packed["state"].items()
+        for slot, value in slots.items()
+        if value is not None
+    }
+    return tensors, packed["param_groups"]
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder and its files to disk before the rename that makes them count."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

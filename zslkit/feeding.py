@@ -1,0 +1,169 @@
+"""What the loop eats: features of frozen towers from the cache, pixels and texts for the rest."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zslkit import dist
+from zslkit.cache import embed
+from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.encoders import DualEncoder, fingerprint
+from zslkit.objective import Embedded
+from zslkit.pairs import iterate_batches, open_pairs
+from zslkit.sampling import caption_choice, epoch_order, n_batches
+
+
+@dataclass
+class TrainingBatch:
+    """Pairs of one optimizer step in one process; B of them could be read."""
+
+    images: Tensor
+    """(B, 3, S, S) uint8 pixels, or (B, F) features of a frozen tower."""
+    texts: list[str] | Tensor
+    """B captions, or (B, F) features of a frozen tower."""
+    keys: list[str]
+    """Names of the pairs."""
+    broken: tuple[str, ...] = ()
+    """Keys of images that could not be read; they are not in the batch."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: slice) -> "TrainingBatch":
+        return TrainingBatch(self.images[rows], self.texts[rows], self.keys[rows], self.broken)
+
+
+class TrainingData:
+    """The training pairs as batches; frozen towers are embedded once, on construction.
+
+    Parameters
+    ----------
+    model : DualEncoder
+        Whose towers and image transform the batches are for.
+    config : RunConfig
+        Which pairs, noise, batch size and seed.
+    """
+
+    def __init__(self, model: DualEncoder, config: RunConfig, device: torch.device):
+        self.config, self.model, self.device = config, model, device
+        self.pairs = open_pairs(
+            config.manifest,
+            config.train_split,
+            data_root=config.data_root,
+            caption_noise=config.caption_noise,
+            seed=config.seed,
+            max_pairs=config.max_pairs,
+        )
+        self.broken: tuple[str, ...] = ()
+        self.image_features = self.text_features = None
+        self.usable = np.arange(len(self.pairs))
+        self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
+        if parse_tower_mode(config.image_tower) == 0:
+            self.image_features, self.broken = embed(
+                model.image_tower,
+                self.pairs,
+                config.cache_dir,
+                image_size=config.image_size,
+                workers=config.workers,
+                device=device,
+                description="training images",
+            )
+            unreadable = set(self.broken)
+            self.usable = np.array(
+                [i for i, key in enumerate(self.pairs.keys) if key not in unreadable]
+            )
+        if parse_tower_mode(config.text_tower) == 0:
+            texts = [text for captions in self.pairs.captions for text in captions]
+            self.text_features = embed(
+                model.text_tower,
+                texts,
+                config.cache_dir,
+                device=device,
+                description="training captions",
+            ).features
+            self.first_caption = np.concatenate([[0], np.cumsum(self.captions_of)[:-1]])
+        self.per_epoch = n_batches(len(self), self.local_size, world_size=dist.world_size())
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    @property
+    def local_size(self) -> int:
+        """Pairs of one batch in this process."""
+        return self.config.batch_size // dist.world_size()
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Content hashes of the frozen towers, which checkpoints do not hold."""
+        modes = {"image_tower": self.config.image_tower, "text_tower": self.config.text_tower}
+        return {
+            name: fingerprint(getattr(self.model, name))
+            for name, mode in modes.items()
+            if parse_tower_mode(mode) == 0
+        }
+
+    def stream(self, step: int, end: int) -> Iterator[tuple[int, TrainingBatch]]:
+        """Yield (epoch, batch) for each optimizer step from ``step`` up to ``end``.
+
+        The step alone says where in the data a run stands: batch ``step % per_epoch`` of epoch
+        ``step // per_epoch``.
+        """
+        while step < end:
+            epoch, first = divmod(step, self.per_epoch)
+            last = min(self.per_epoch, first + end - step)
+            for batch in islice(self._epoch(epoch, first), last - first):
+                yield epoch, batch
+                step += 1
+
+    def _epoch(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
+        if self.image_features is not None:
+            return self._from_features(epoch, first)
+        return self._from_images(epoch, first)
+
+    def _from_features(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
+        order = self.usable[epoch_order(len(self), self.config.seed, epoch)]
+        size, ranks = self.local_size, dist.world_size()
+        for number in range(first, self.per_epoch):
+            start = (number * ranks + dist.rank()) * size
+            rows = order[start : start + size]
+            images = self.image_features[rows].to(self.device)
+            yield TrainingBatch(images, self._texts(rows, epoch), self._keys(rows))
+
+    def _from_images(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
+        batches = iterate_batches(
+            self.pairs,
+            self.local_size,
+            transform=self.model.image_transform(train=True),
+            seed=self.config.seed,
+            epoch=epoch,
+            start_batch=first,
+            workers=self.config.workers,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+        )
+        for batch in batches:
+            texts = batch.texts
+            if self.text_features is not None:
+                texts = self._texts(batch.indices.numpy(), epoch)
+            pixels = batch.pixels.to(self.device, non_blocking=True)
+            yield TrainingBatch(pixels, texts, batch.keys, tuple(batch.broken))
+
+    def _texts(self, rows: np.ndarray, epoch: int) -> list[str] | Tensor:
+        choice = caption_choice(self.captions_of[rows], self.config.seed, epoch, rows)
+        if self.text_features is None:
+            return [self.pairs.captions[i][j] for i, j in zip(rows, choice, strict=True)]
+        return self.text_features[self.first_caption[rows] + choice].to(self.device)
+
+    def _keys(self, rows: np.ndarray) -> list[str]:
+        return [self.pairs.keys[i] for i in rows]
+
+
+def encode(model: DualEncoder, batch: TrainingBatch) -> Embedded:
+    """Embed a batch, from pixels and texts or from features, as (B, D) unit vectors."""
+    from_features = model.project_image if batch.images.dim() == 2 else model.encode_image
+    from_text = model.project_text if isinstance(batch.texts, Tensor) else model.encode_text
+    return Embedded(from_features(batch.images), from_text(batch.texts))

@@ -1,0 +1,134 @@
+"""What a person sees of a run: a progress bar, plain lines, rows in ``metrics.jsonl``."""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PLAIN_LINES = 10
+"""Plain lines that a run prints, evenly spaced: logs show these where a bar stays at 0 %."""
+
+
+class Monitor:
+    """Write and show the rows of a run; a context manager around the loop.
+
+    Parameters
+    ----------
+    run_dir : Path
+        Receives ``metrics.jsonl`` and, if asked, TensorBoard events.
+    history : list of dict
+        Rows up to ``step``; new ones are appended, here and to the file.
+    step, total_steps : int
+        Where the run stands and where it ends.
+    seconds : float
+        Time spent before ``step`` by earlier sessions of the run.
+    quiet : bool
+        Count only: for every process but the first.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        history: list[dict],
+        step: int,
+        total_steps: int,
+        seconds: float = 0.0,
+        tensorboard: bool = False,
+        quiet: bool = False,
+    ):
+        self.run_dir, self.history = run_dir, history
+        self.first, self.total_steps = step, total_steps
+        self.before, self.tensorboard, self.quiet = seconds, tensorboard, quiet
+        self.images = 0
+
+    def __enter__(self) -> "Monitor":
+        from tqdm.auto import tqdm
+
+        self.started = time.perf_counter()
+        self.bar = tqdm(
+            total=self.total_steps, initial=self.first, desc="training", unit="step",
+            disable=self.quiet, leave=False,
+        )  # fmt: skip
+        self.file = self.events = None
+        if not self.quiet:
+            # rows beyond the checkpoint are trained again, so they are not kept twice
+            path = self.run_dir / "metrics.jsonl"
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+            temporary.replace(path)
+            self.file = path.open("a", buffering=1)
+            if self.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.events = SummaryWriter(self.run_dir / "tensorboard")
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.close()
+        for sink in filter(None, (self.file, self.events)):
+            sink.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, earlier sessions included."""
+        return self.before + time.perf_counter() - self.started
+
+    def log(self, row: dict, n_images: int) -> None:
+        """Append a row and show where the run stands."""
+        self.history.append(row)
+        self.images += n_images
+        if self.quiet:
+            return
+        self.file.write(json.dumps(row) + "\n")
+        if self.events:
+            for name in row.keys() - {"step", "epoch"}:
+                self.events.add_scalar(name, row[name], row["step"])
+        elapsed = time.perf_counter() - self.started
+        rate = self.images / elapsed
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {rate:.0f} images/s", refresh=False)
+        if row["step"] % math.ceil(self.total_steps / PLAIN_LINES) == 0 or (
+            row["step"] == self.total_steps
+        ):
+            left = elapsed / (row["step"] - self.first) * (self.total_steps - row["step"])
+            self.bar.write(
+                f"step {row['step']}/{self.total_steps}, epoch {row['epoch'] + 1}: "
+                f"loss {row['loss']:.3f}, {rate:.0f} images/s, {left:.0f} s left"
+            )
+
+
+@dataclass
+class StopRequest:
+    """Whether Ctrl-C (or JupyterLab's stop button) was pressed once."""
+
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C into a request that the loop honours after its step.
+
+    A second one interrupts at once. Outside the main thread signals cannot be caught, and
+    Ctrl-C keeps its usual effect.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(signum, frame):
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        print("stopping after this step; the run will be saved (again: stop at once)")
+
+    earlier = signal.signal(signal.SIGINT, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, earlier)

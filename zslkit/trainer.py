@@ -1,0 +1,280 @@
+"""The training loop, readable top to bottom.
+
+A run is a pure function of its configuration: killed anywhere and resumed, it ends with the
+same weights, bit for bit on the CPU.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from zslkit import dist
+from zslkit.checkpoint import (
+    Run,
+    read_history,
+    restore_checkpoint,
+    save_checkpoint,
+    start_run_dir,
+    write_json,
+)
+from zslkit.config import RunConfig
+from zslkit.encoders import DualEncoder, build_dual_encoder
+from zslkit.feeding import TrainingBatch, TrainingData, encode
+from zslkit.monitor import Monitor, interruptible
+from zslkit.objective import Embedded, training_loss
+from zslkit.pairs import check_broken
+from zslkit.teacher import Teacher, build_teacher
+
+Callback = Callable[[Run, dict[str, float]], dict[str, float] | None]
+
+
+def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
+    """Train a dual encoder as ``config`` says.
+
+    Parameters
+    ----------
+    config : RunConfig
+        All settings; ``output_dir`` receives config, metrics and checkpoints.
+    callbacks : sequence of callable
+        Called as ``callback(run, row)`` after each optimizer step; the numbers that one returns
+        join the row.
+
+    Returns
+    -------
+    Run
+        The student in eval mode. Ctrl-C saves and returns early, with
+        ``record["interrupted"]`` true.
+
+    Raises
+    ------
+    ValueError
+        For settings that do not fit the data, or a resumed run with other settings.
+    FloatingPointError
+        When the loss is not finite, before the weights change; names the batch.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    dist.start(device)
+    model = build_dual_encoder(config).to(device)
+    data = TrainingData(model, config, device)
+    run_dir, checkpoint = start_run_dir(config)
+    teacher = build_teacher(model, config)
+    optimizer = build_optimizer(model, config)
+    total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
+    torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
+    state = {"step": 0, "broken": sorted(data.broken), "seconds": 0.0}
+    if checkpoint:
+        state = restore_checkpoint(checkpoint, model, teacher, optimizer)
+    step = state["step"]
+    run = Run(model, config, read_history(run_dir, step), run_dir, teacher)
+    monitor = Monitor(
+        run_dir, run.history, step, total_steps, state["seconds"], config.tensorboard,
+        quiet=dist.rank() > 0,
+    )  # fmt: skip
+
+    def save() -> None:
+        if dist.rank() == 0:
+            state.update(seconds=monitor.seconds, frozen=data.fingerprints)
+            save_checkpoint(run_dir, step, model, teacher, optimizer, state)
+
+    with monitor, interruptible() as stop:
+        for epoch, batch in data.stream(step, total_steps):
+            if dist.any_process(stop.requested):
+                break
+            state["broken"] = sorted({*state["broken"], *batch.broken})
+            check_broken(state["broken"], len(data.pairs), config.max_unreadable)
+            if teacher and step and step % (config.generation_epochs * data.per_epoch) == 0:
+                teacher.end_generation(model)
+
+            model.train()
+            set_learning_rate(optimizer, learning_rate_at(step, total_steps, config))
+            optimizer.zero_grad(set_to_none=True)
+            progress = step / total_steps
+            loss, terms = backward(model, teacher, batch, config, progress)
+            if not math.isfinite(loss):
+                # nothing is saved: this forward pass may have spoilt BatchNorm statistics
+                raise FloatingPointError(
+                    f"loss={loss} at batch {step % data.per_epoch} of epoch {epoch} (keys "
+                    f"{', '.join(batch.keys[:3])} …); no weight was changed by it. Try a lower "
+                    f"learning_rate or logit_scale; {str(run_dir)!r} keeps its last checkpoint"
+                )
+            dist.average_gradients(trainable(model))
+            gradient_norm = clip_gradients(trainable(model), config.clip_norm)
+            optimizer.step()
+            model.clamp_scales()
+            if teacher:
+                teacher.update(model)
+            step += 1
+
+            row = {
+                "step": step,
+                "epoch": epoch,
+                "loss": loss,
+                **terms,
+                "logit_scale": model.logit_scale.item(),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "gradient_norm": gradient_norm,
+            }
+            for callback in callbacks:
+                row |= callback(run, row) or {}
+            monitor.log(row, len(batch))
+            if step % config.checkpoint_every == 0:
+                save()
+        save()
+    model.eval()
+    run.record = {
+        "steps": step,
+        "total_steps": total_steps,
+        "interrupted": step < total_steps,
+        "train_seconds": round(state["seconds"], 2),
+        "pairs": len(data),
+        "swapped_captions": int(data.pairs.swapped.sum()),
+        "unreadable_images": state["broken"],
+    }
+    if dist.rank() == 0:
+        write_json(run_dir / "run.json", run.record)
+    return run
+
+
+def backward(
+    model: DualEncoder,
+    teacher: Teacher | None,
+    batch: TrainingBatch,
+    config: RunConfig,
+    progress: float,
+) -> tuple[float, dict[str, float]]:
+    """Add the gradients of one batch to the parameters; return the loss and its terms.
+
+    With ``accumulation`` above 1 the batch is embedded in chunks without gradients, the loss of
+    the whole batch gives the gradient of each embedding, and each chunk is embedded again to
+    carry it on. Only one chunk's activations are in memory, every negative counts, and the
+    scales get their gradient once. Random numbers repeat; BatchNorm statistics move once.
+
+    References
+    ----------
+    Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup", arXiv:2101.06983.
+    """
+    batch = batch[: dist.smallest(len(batch))]
+    guide = None
+    if teacher is not None and teacher.ready:
+        with torch.no_grad(), autocast(config, batch.images.device):
+            guide = encode(teacher.model, batch)
+    size = -(-len(batch) // config.accumulation)
+    chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
+    if len(chunks) == 1:
+        with autocast(config, batch.images.device):
+            student = encode(model, batch)
+        loss, terms = _loss(model, student, guide, config, progress)
+        loss.backward()
+        return loss.item(), terms
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    states, parts = [], []
+    for chunk in chunks:
+        states.append(_random_state(batch.images.device))
+        with torch.no_grad(), autocast(config, batch.images.device):
+            parts.append(encode(model, chunk))
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    whole = Embedded(*(torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)))
+    loss, terms = _loss(model, whole, guide, config, progress)
+    loss.backward()
+    gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
+    for chunk, state, gradient in zip(chunks, states, gradients, strict=True):
+        _set_random_state(state, batch.images.device)
+        with autocast(config, batch.images.device):
+            student = encode(model, chunk)
+        torch.autograd.backward(list(student), list(gradient))
+    return loss.item(), terms
+
+
+def _loss(model, student, guide, config, progress):
+    return training_loss(
+        student, guide, model.logit_scale, model.distillation_scale, config, progress
+    )
+
+
+def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """Build AdamW or SGD; norms, biases and scales (fewer than two dimensions) do not decay."""
+    groups = [
+        {"params": [p for p in trainable(model) if p.dim() > 1]},
+        {"params": [p for p in trainable(model) if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def learning_rate_at(step: int, total_steps: int, config: RunConfig) -> float:
+    """Give the learning rate of an optimizer step: linear warm-up, then cosine to zero.
+
+    References
+    ----------
+    Loshchilov and Hutter (2017), arXiv:1608.03983, equation 5, one cycle, per step.
+    """
+    warmup = min(config.warmup_steps, total_steps - 1)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, total_steps - warmup)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> float:
+    """Scale gradients down to a global norm; return the norm they had."""
+    return nn.utils.clip_grad_norm_(list(parameters), largest or math.inf).item()
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters that training changes."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto`` into the accelerator if there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the named device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name!r}: must be auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "take auto or cpu"
+        )
+    return device
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 where asked for or, with ``auto``, where the device has it."""
+    auto = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    wanted = config.precision == "bfloat16" or (config.precision == "auto" and auto)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
