@@ -1,0 +1,222 @@
+"""Metrics against loops over plain numbers, and intervals against what they promise."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zslkit import metrics
+from zslkit.metrics import (
+    bootstrap_interval,
+    estimate,
+    flat_hit_at_k,
+    hits_at_k,
+    paired_difference,
+    per_class_hit,
+    retrieval_ranks,
+    retrieval_recall,
+    seed_interval,
+)
+
+RANKED = [[2, 0, 1], [0, 1, 2], [1, 2, 0], [2, 1, 0]]
+TRUE = [0, {1, 2}, [1], ()]
+
+
+def test_hits_by_hand():
+    assert hits_at_k(RANKED, TRUE, 1).tolist() == [False, False, True, False]
+    assert hits_at_k(RANKED, TRUE, 2).tolist() == [True, True, True, False]
+    assert flat_hit_at_k(torch.tensor(RANKED), TRUE, (1, 2, 3)) == {1: 0.25, 2: 0.75, 3: 0.75}
+
+
+def test_true_classes_from_python_numpy_and_torch_agree():
+    for truth in ([0, 1, 1, 2], np.array([0, 1, 1, 2]), torch.tensor([0, 1, 1, 2])):
+        assert flat_hit_at_k(np.array(RANKED), truth, [1]) == {1: 0.5}
+    assert flat_hit_at_k(RANKED, torch.tensor([[0], [1], [1], [2]]), [1]) == {1: 0.5}
+
+
+def test_hit_at_k_equals_a_double_loop():
+    rng = np.random.default_rng(0)
+    ranked = np.stack([rng.permutation(12) for _ in range(50)])
+    truth = [set(rng.choice(12, size=rng.integers(0, 4), replace=False).tolist()) for _ in ranked]
+    for k in range(1, 13):
+        n_hits = 0
+        for row, classes in zip(ranked.tolist(), truth, strict=True):
+            n_hits += any(row[place] in classes for place in range(k))
+        assert flat_hit_at_k(ranked, truth, [k])[k] == pytest.approx(n_hits / 50)
+
+
+def test_perfect_ranking_gives_one_and_hits_never_fall_with_k():
+    assert flat_hit_at_k([[3, 1], [1, 0]], [3, 1], (1, 2)) == {1: 1.0, 2: 1.0}
+    values = list(flat_hit_at_k(RANKED, TRUE, (1, 2, 3)).values())
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "truth", "k", "message"),
+    [
+        (RANKED, TRUE, 4, "k=4 must be between 1 and the 3 ranked"),
+        (RANKED, TRUE, 0, "k=0 must be between"),
+        (RANKED, TRUE[:2], 1, "4 ranked images and 2 true classes"),
+        (np.zeros((0, 3), int), [], 1, "0 ranked images"),
+    ],
+)
+def test_wrong_rankings_are_refused(ranked, truth, k, message):
+    with pytest.raises(ValueError, match=message):
+        flat_hit_at_k(ranked, truth, [k])
+
+
+def test_per_class_asks_for_that_class_itself():
+    ranked = [[0, 1, 2], [1, 0, 2], [2, 0, 1]]
+    truth = [0, {0, 1}, {0, 1}]
+    assert per_class_hit(ranked, truth, 1) == {0: pytest.approx(1 / 3), 1: 0.5}
+    assert per_class_hit(ranked, truth, 2) == {0: 1.0, 1: 0.5}
+
+
+def ranks_in_python(scores, right):
+    """Place of the first right column in each row: higher scores first, then lower index."""
+    places = []
+    for row, wanted in zip(scores.tolist(), right, strict=True):
+        order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+        places.append(next(place for place, i in enumerate(order) if i in wanted))
+    return places
+
+
+@pytest.mark.parametrize("max_scores", [1, 20, 2**22])
+@pytest.mark.parametrize("ties", [False, True])
+def test_retrieval_equals_sorting_in_python(monkeypatch, max_scores, ties):
+    blocks = metrics.similarity_blocks
+    monkeypatch.setattr(metrics, "similarity_blocks", lambda q, c: blocks(q, c, max_scores))
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(n, 3, generator=generator) for n in (6, 14))
+    if ties:  # whole numbers: exact products, many of them equal
+        images, texts = images.round().clamp(-1, 1), texts.round().clamp(-1, 1)
+    owner = [0, 0, 1, 1, 1, 2, 2, 2, 2, 4, 4, 5, 5, 0]  # image 3 has no text
+    ranks = retrieval_ranks(images, texts, owner)
+    assert ranks["text_to_image"].tolist() == ranks_in_python(
+        texts @ images.T, [{image} for image in owner]
+    )
+    asked = [0, 1, 2, 4, 5]
+    assert ranks["image_to_text"].tolist() == ranks_in_python(
+        images[asked] @ texts.T, [{t for t, o in enumerate(owner) if o == i} for i in asked]
+    )
+    recall = retrieval_recall(images, texts, owner, ks=(1, 3))
+    assert recall["text_to_image"][3] == pytest.approx((ranks["text_to_image"] < 3).mean())
+    assert recall["image_to_text"][1] == pytest.approx((ranks["image_to_text"] < 1).mean())
+
+
+def test_perfect_pairs_have_full_recall():
+    unit = F.normalize(torch.randn(12, 32, generator=torch.Generator().manual_seed(1)), dim=-1)
+    recall = retrieval_recall(unit, unit, range(12))
+    assert recall == {way: {1: 1.0, 5: 1.0, 10: 1.0} for way in recall}
+    assert set(recall) == {"text_to_image", "image_to_text"}
+
+
+def test_a_constant_model_scores_chance_not_perfection():
+    same = torch.full((20, 4), 0.5)
+    for ways in retrieval_recall(same, same, range(20)).values():
+        assert ways == {1: 1 / 20, 5: 5 / 20, 10: 10 / 20}
+
+
+def test_wrong_retrieval_input_is_refused():
+    unit = torch.eye(4)
+    with pytest.raises(ValueError, match=r"ks=\(1, 5, 10\) must be between 1 and the 4"):
+        retrieval_recall(unit, unit, range(4))
+    with pytest.raises(ValueError, match=r"ks=\(0,\) must be between 1"):
+        retrieval_recall(unit, unit, range(4), ks=(0,))
+    for owner in ([0, 1, 2], [0, 1, 2, 4], [0, 1, 2, -1]):
+        with pytest.raises(ValueError, match="image_of_text must hold 4 numbers below 4"):
+            retrieval_ranks(unit, unit, owner)
+
+
+def test_bootstrap_finds_the_binomial_interval():
+    hits = np.arange(400) < 120
+    low, high = bootstrap_interval(hits)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.01)
+    assert bootstrap_interval(hits) == (low, high)
+    assert bootstrap_interval(hits, seed=1) != (low, high)
+    narrow = bootstrap_interval(hits, level=0.5)
+    assert low < narrow[0] < 0.3 < narrow[1] < high
+
+
+def test_bootstrap_equals_every_resample_written_out():
+    values = [0.0, 1.0, 5.0]
+    means = [sum(draw) / 3 for draw in itertools.product(values, repeat=3)]
+    expected = np.quantile(means, [0.1, 0.9])
+    assert bootstrap_interval(values, level=0.8, n_resamples=20_000) == pytest.approx(expected)
+
+
+def test_bootstrap_covers_the_truth_as_often_as_promised():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(300):
+        low, high = bootstrap_interval(rng.random(100) < 0.4, n_resamples=400, seed=seed)
+        covered += low <= 0.4 <= high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_bootstrap_in_small_steps_and_of_one_item():
+    hits = np.random.default_rng(0).random(2**20) < 0.5  # more than two resamples at once
+    low, high = bootstrap_interval(hits, n_resamples=5)
+    assert abs(low - 0.5) < 0.01
+    assert abs(high - 0.5) < 0.01
+    assert bootstrap_interval([True]) == (1.0, 1.0)
+
+
+def test_items_of_one_group_are_not_independent():
+    photos = np.random.default_rng(0).random(200) < 0.5
+    captions, groups = np.repeat(photos, 5), np.repeat(np.arange(200), 5)
+    assert bootstrap_interval(captions, groups=groups) == bootstrap_interval(photos)
+    grouped, naive = estimate(captions, groups=groups), estimate(captions)
+    ratio = (grouped["high"] - grouped["low"]) / (naive["high"] - naive["low"])
+    assert ratio == pytest.approx(math.sqrt(5), rel=0.15)
+
+
+@pytest.mark.parametrize(("items", "level"), [([], 0.95), ([[1.0]], 0.95), ([1.0], 1.0)])
+def test_wrong_bootstrap_input_is_refused(items, level):
+    with pytest.raises(ValueError, match="need items"):
+        bootstrap_interval(items, level=level)
+
+
+def test_estimate_is_ready_for_a_results_file():
+    result = estimate(torch.tensor([True, False, True, True]), chance=0.25)
+    assert result["value"] == 0.75
+    assert result["low"] <= 0.75 <= result["high"]
+    assert (result["n"], result["chance"]) == (4, 0.25)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 11, 12, 20, 60])
+def test_seed_interval_uses_the_t_quantile(n):
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(n).normal(size=n).tolist()
+    result = seed_interval(values)
+    low, high = stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert (result["low"], result["high"]) == pytest.approx((low, high), rel=3e-3, abs=3e-3)
+    assert result["n"] == n
+
+
+def test_seed_interval_by_hand():
+    result = seed_interval([1.0, 3.0])  # mean 2, standard error 1, t(1) = 12.7062
+    assert result == {
+        "value": 2,
+        "low": pytest.approx(-10.7062),
+        "high": pytest.approx(14.7062),
+        "n": 2,
+    }
+
+
+def test_pairing_removes_what_the_seeds_share():
+    a, b = [0.30, 0.50, 0.70], [0.28, 0.49, 0.67]
+    result = paired_difference(a, b)
+    assert result["value"] == pytest.approx(0.02)
+    assert result["low"] < 0 < result["high"] < 0.1
+
+
+def test_wrong_seeds_are_refused():
+    with pytest.raises(ValueError, match="at least two, got 1"):
+        seed_interval([0.5])
+    with pytest.raises(ValueError, match="equal lengths, got 2 and 1"):
+        paired_difference([1, 2], [1])

@@ -1,0 +1,115 @@
+"""Figures hold what the arrays hold, draw any text, and leave no global state behind."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.container import ErrorbarContainer
+from PIL import Image
+
+from zslkit import plots
+
+IMAGES = [
+    Image.new("RGB", (20, 10), "red"),
+    np.zeros((12, 8, 3), dtype=np.uint8),
+    torch.zeros(3, 9, 9, dtype=torch.uint8),
+]
+CAPTIONS = ["$5 or $6 _a^{b", "long " * 40, ""]
+HISTORY = [
+    {"step": 1, "loss": 2.0, "contrastive_loss": 1.5, "logit_scale": 20.0, "learning_rate": 1e-3},
+    {"step": 2, "loss": 1.0, "contrastive_loss": None, "logit_scale": 21.0},
+]
+PREDICTIONS = [[("cat", 0.9, 0.7), ("$dog$", 0.1, 0.3)]] * 3
+
+
+def draw_all():
+    return {
+        "pairs": plots.pair_grid(IMAGES, CAPTIONS, columns=2),
+        "curves": plots.learning_curves(HISTORY),
+        "bars": plots.hit_bars(["a", "b"], [0.2, 0.4], [(0.1, 0.3), (0.3, 0.6)], chance=0.05),
+        "targets": plots.target_matrix(torch.eye(3), CAPTIONS, CAPTIONS),
+        "predictions": plots.prediction_grid(IMAGES, PREDICTIONS, ["cat", ("$dog$", "x"), ()]),
+    }
+
+
+@pytest.mark.parametrize("name", ["pairs", "curves", "bars", "targets", "predictions"])
+def test_every_figure_draws_on_white_and_shows_in_a_notebook(name):
+    figure = draw_all()[name]
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    assert figure.get_facecolor() == (1, 1, 1, 1)
+    width = figure.get_size_inches()[0]
+    assert 5 <= width <= 10
+
+
+def test_no_global_figures():
+    draw_all()
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or pyplot.get_fignums() == []
+
+
+def test_captions_are_wrapped_and_dollars_are_text():
+    titles = [axes.title.get_text() for axes in plots.pair_grid(IMAGES, CAPTIONS).axes]
+    assert titles[0] == r"\$5 or \$6 _a^{b"
+    assert titles[1].endswith("…")
+    assert titles[1].count("\n") == 2
+    assert titles[2] == ""
+
+
+def test_pair_grid_shows_the_pixels_whatever_their_layout():
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 5, 3), dtype=np.uint8)
+    layouts = [pixels, torch.from_numpy(pixels).permute(2, 0, 1), Image.fromarray(pixels)]
+    for axes in plots.pair_grid(layouts, ["a", "b", "c"]).axes:
+        assert np.array_equal(axes.images[0].get_array(), pixels)
+
+
+def test_an_image_without_caption_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        plots.pair_grid(IMAGES, ["one"])
+
+
+def test_learning_curves_draw_what_was_logged():
+    loss, scale, rate = plots.learning_curves(HISTORY).axes
+    assert [line.get_label() for line in loss.lines] == ["total", "contrastive"]
+    assert loss.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0]]
+    assert loss.lines[1].get_xydata().tolist() == [[1, 1.5]]
+    assert len(scale.lines) == len(rate.lines) == 1
+    assert "nats" in loss.get_ylabel()
+    assert loss.get_xlabel() == "optimizer step"
+
+
+def test_hit_bars_are_percentages_with_their_intervals():
+    axes = draw_all()["bars"].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([20, 40])
+    error = next(c for c in axes.containers if isinstance(c, ErrorbarContainer))
+    ends = [segment[:, 0].tolist() for segment in error.lines[2][0].get_segments()]
+    assert ends == [pytest.approx([10, 30]), pytest.approx([30, 60])]
+    assert axes.lines[-1].get_xdata() == [5, 5]
+    assert axes.get_xlabel() == "hit@1 (%)"
+    assert axes.get_xlim()[1] > 60
+
+
+def test_hit_bars_without_intervals_and_with_no_hit_at_all():
+    axes = plots.hit_bars(["a"], [0.0], quantity="recall@10").axes[0]
+    assert axes.get_xlabel() == "recall@10 (%)"
+    assert axes.get_xlim()[1] > 0
+    assert not axes.lines
+
+
+def test_target_matrix_keeps_rows_as_images():
+    targets = np.arange(6).reshape(2, 3) / 10
+    axes, bar = plots.target_matrix(targets).axes
+    assert np.array_equal(axes.images[0].get_array(), targets)
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("image", "caption")
+    assert bar.get_ylabel() == "target probability"
+
+
+def test_predictions_tick_the_true_class():
+    figure = plots.prediction_grid(IMAGES[:1], PREDICTIONS[:1], ["cat"])
+    photo, bars = figure.axes
+    assert photo.title.get_text() == "cat"
+    assert [text.get_text() for text in bars.texts] == ["✓ cat", r"\$dog\$"]
+    assert [patch.get_width() for patch in bars.patches] == pytest.approx([70, 30])
+    assert bars.patches[0].get_facecolor() != bars.patches[1].get_facecolor()
+    plain = plots.prediction_grid(IMAGES[:1], PREDICTIONS[:1]).axes[1]
+    assert plain.texts[0].get_text() == "cat"

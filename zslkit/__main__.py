@@ -1,0 +1,176 @@
+"""Command line: ``python -m zslkit train|evaluate|predict|embed|data|report``."""
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from zslkit.config import RunConfig
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+data_app = typer.Typer(help="List, describe and verify data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RunDir = Annotated[Path, typer.Argument(help="Folder of a trained run.")]
+
+
+def takes_config(command: Callable) -> Callable:
+    """Give a command one option per field of ``RunConfig`` and hand it the configuration."""
+    text = Optional[str]  # noqa: UP045 - typer reads this form on every Python we support
+    options = {"preset": "Starting values: toy, laptop or paper."}
+    options |= {name: field.description for name, field in RunConfig.model_fields.items()}
+
+    @functools.wraps(command)
+    def with_options(**values):
+        command(RunConfig.from_parameters(values))
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    # dashes are what shells expect, underscores what papermill users type: both are understood
+    parameters = [
+        inspect.Parameter(
+            name,
+            kind,
+            default=None,
+            annotation=Annotated[text, typer.Option(*spellings, help=words)],
+        )
+        for name, words in options.items()
+        for spellings in [dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))]
+    ]
+    with_options.__signature__ = inspect.Signature(parameters)
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_options
+
+
+@app.command()
+@takes_config
+def train(config: RunConfig) -> None:
+    """Train a run, then measure it; prints where the results are."""
+    from zslkit.evaluation import evaluate
+    from zslkit.report import record
+    from zslkit.trainer import train as run_training
+
+    run = run_training(config)
+    if run.record["interrupted"]:
+        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume true")
+        raise typer.Exit(130)
+    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.record))
+
+
+@app.command()
+def evaluate(
+    run_dir: RunDir,
+    manifest: Annotated[Optional[str], typer.Option(help="Labelled images to name.")] = None,  # noqa: UP045
+    split: Annotated[Optional[str], typer.Option(help="Split of that manifest.")] = None,  # noqa: UP045
+    data_root: Annotated[Optional[str], typer.Option(help="Folder of its files.")] = None,  # noqa: UP045
+) -> None:
+    """Measure a trained run; without options on what it was configured for. Prints JSON."""
+    from zslkit.checkpoint import load_run
+    from zslkit.evaluation import evaluate as measure
+
+    run = load_run(run_dir)
+    changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = RunConfig(**{**run.config.model_dump(), **given})
+    typer.echo(json.dumps(measure(run.model, config), indent=2))
+
+
+@app.command()
+def predict(
+    run_dir: RunDir,
+    images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True)],
+    classes: Annotated[str, typer.Option(help="Class names, separated by commas.")],
+    k: Annotated[int, typer.Option(help="Classes to show for each image.")] = 5,
+) -> None:
+    """Name what images show, among the given classes."""
+    from zslkit.checkpoint import load_run
+    from zslkit.zeroshot import ZeroShotClassifier
+
+    run = load_run(run_dir)
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    classifier = ZeroShotClassifier(run.model, names, run.config.prompt_templates)
+    for image, predictions in zip(
+        images, classifier.predict(images, min(k, len(names))), strict=True
+    ):
+        typer.echo(image)
+        for name, similarity, probability in predictions:
+            typer.echo(f"  {probability:6.1%}  {similarity:+.3f}  {name}")
+
+
+@app.command()
+def embed(
+    run_dir: RunDir,
+    manifest: Annotated[str, typer.Argument(help="Name or path of a manifest.")],
+    split: Annotated[str, typer.Argument(help="Split of the manifest.")],
+    output: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
+    data_root: Annotated[Optional[str], typer.Option(help="Folder of its files.")] = None,  # noqa: UP045
+) -> None:
+    """Write the unit embeddings of a split's images, and their rows in the split."""
+    import torch
+    from safetensors.torch import save_file
+
+    from zslkit.checkpoint import load_run
+    from zslkit.evaluation import embed_images
+    from zslkit.pairs import open_pairs
+
+    run = load_run(run_dir)
+    pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
+    images, rows = embed_images(run.model, pairs, run.config)
+    save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, output)
+    typer.echo(f"{output}: {len(rows)} embeddings of {images.shape[1]} dimensions")
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """Name the manifests at hand."""
+    from zslkit.manifests import list_manifests
+
+    for name in list_manifests():
+        typer.echo(name)
+
+
+@data_app.command("verify")
+def verify_data(
+    name: Annotated[str, typer.Argument(help="Name or path of a manifest.")],
+    data_root: Annotated[Optional[str], typer.Option(help="Folder of its files.")] = None,  # noqa: UP045
+) -> None:
+    """Say exactly which file of a data set is missing, short or changed."""
+    from zslkit.manifests import load_manifest
+
+    manifest = load_manifest(name, data_root)
+    problems = manifest.verify()
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        typer.echo(f"{len(problems)} problems. {manifest.how_to_obtain}")
+        raise typer.Exit(1)
+    typer.echo(f"{manifest.name}: {len(manifest.files)} files listed, all sound")
+
+
+@app.command()
+def report(
+    notebooks: Annotated[Path, typer.Option(help="Folder of notebooks.")] = Path("notebooks"),
+    output_dir: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
+) -> None:
+    """Run the notebooks headlessly, in order, and write a page that links their results."""
+    from zslkit.report import build_report
+
+    index = build_report(sorted(notebooks.glob("[0-9]*.ipynb")), output_dir, {})
+    typer.echo(index)
+
+
+def main() -> None:
+    """Run the command line; an error that says what to do is printed without a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        typer.echo(f"zslkit: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

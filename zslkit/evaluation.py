@@ -1,0 +1,151 @@
+"""What a trained model can do: retrieval on pairs, zero-shot recognition on labelled images."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zslkit.cache import embed
+from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.encoders import DualEncoder
+from zslkit.metrics import estimate, hits_at_k, retrieval_ranks
+from zslkit.pairs import Pairs, open_pairs
+from zslkit.zeroshot import ClassBank, build_class_bank, rank_classes
+
+
+class ZeroShotResult(NamedTuple):
+    """Ranked classes of labelled images; N = images, K = classes kept, D = embedding."""
+
+    pairs: Pairs
+    """The images that could be read are rows ``readable`` of these."""
+    readable: np.ndarray
+    """(N,) int64."""
+    labels: np.ndarray
+    """(N,) int64, true class of each image."""
+    embeddings: Tensor
+    """(N, D)."""
+    scores: Tensor
+    """(N, K) cosine similarities, best first."""
+    indices: Tensor
+    """(N, K) class numbers."""
+    bank: ClassBank
+
+
+@torch.inference_mode()
+def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[Tensor, np.ndarray]:
+    """Embed the images of ``pairs``: (N, D) unit vectors, and the N rows that could be read.
+
+    Features of a frozen tower come from the cache in ``config.cache_dir``.
+    """
+    device = next(model.parameters()).device
+    features, broken = embed(
+        model.image_tower,
+        pairs,
+        config.cache_dir if parse_tower_mode(config.image_tower) == 0 else None,
+        image_size=config.image_size,
+        workers=config.workers,
+        device=device,
+        description=f"{pairs.manifest.name} {pairs.split} images",
+    )
+    readable = np.flatnonzero(~np.isin(np.array(list(pairs.keys)), broken))
+    rows = (model.project_image(features[i].to(device)).cpu() for i in _blocks(readable))
+    return torch.cat(list(rows)), readable
+
+
+@torch.inference_mode()
+def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tensor:
+    """Embed texts as (M, D) unit vectors; features of a frozen tower come from the cache."""
+    device = next(model.parameters()).device
+    features = embed(
+        model.text_tower,
+        texts,
+        config.cache_dir if parse_tower_mode(config.text_tower) == 0 else None,
+        device=device,
+        description="texts",
+    ).features
+    rows = np.arange(len(texts))
+    return torch.cat([model.project_text(features[i].to(device)).cpu() for i in _blocks(rows)])
+
+
+def evaluate(model: DualEncoder, config: RunConfig) -> dict[str, Any]:
+    """Measure retrieval on the test split and zero-shot recognition, as ``config`` names them.
+
+    Returns
+    -------
+    dict
+        ``retrieval``: recall@1, 5 and 10 both ways, and ``zeroshot``: hit@1 and hit@5 with
+        chance; every figure a fraction with its 95 % bootstrap interval.
+    """
+    model.eval()
+    metrics: dict[str, Any] = {"retrieval": evaluate_retrieval(model, config)}
+    if config.zeroshot_manifest is not None:
+        metrics["zeroshot"] = zeroshot_metrics(rank_labelled_images(model, config))
+    return metrics
+
+
+def evaluate_retrieval(model: DualEncoder, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Measure recall@1, 5 and 10 in both directions on the pairs of ``config.test_split``."""
+    pairs = open_pairs(config.manifest, config.test_split, data_root=config.data_root)
+    images, readable = embed_images(model, pairs, config)
+    captions = [pairs.captions[i] for i in readable]
+    owner = np.repeat(np.arange(len(captions)), [len(group) for group in captions])
+    texts = embed_texts(model, [text for group in captions for text in group], config)
+    ranks = retrieval_ranks(images, texts, owner)
+    groups = {"text_to_image": owner, "image_to_text": None}
+    candidates = {"text_to_image": len(images), "image_to_text": len(texts)}
+    return {
+        way: {
+            f"recall@{k}": estimate(rank < k, groups=groups[way])
+            for k in (1, 5, 10)
+            if k <= candidates[way]
+        }
+        for way, rank in ranks.items()
+    }
+
+
+def rank_labelled_images(
+    model: DualEncoder,
+    config: RunConfig,
+    manifest: str | None = None,
+    split: str | None = None,
+    k: int = 5,
+) -> ZeroShotResult:
+    """Rank the classes of a labelled set for each of its images.
+
+    Parameters
+    ----------
+    manifest, split : str, optional
+        ``config.zeroshot_manifest`` and ``config.zeroshot_split`` when not given.
+    k : int
+        Classes kept for each image; all, if there are fewer.
+
+    Raises
+    ------
+    ValueError
+        If the set has no labels.
+    """
+    name = manifest or config.zeroshot_manifest
+    pairs = open_pairs(name, split or config.zeroshot_split, data_root=config.data_root)
+    if pairs.labels is None:
+        raise ValueError(
+            f"zeroshot_manifest={name!r}: its images have no classes; give a labelled set"
+        )
+    images, readable = embed_images(model, pairs, config)
+    bank = build_class_bank(model, pairs.class_names, config.prompt_templates)
+    scores, indices = rank_classes(images, bank, min(k, len(pairs.class_names)))
+    return ZeroShotResult(pairs, readable, pairs.labels[readable], images, scores, indices, bank)
+
+
+def zeroshot_metrics(result: ZeroShotResult) -> dict[str, Any]:
+    """Word hit@1 and hit@5 of a ranking, each with its interval and the chance level."""
+    n_classes = len(result.bank.class_names)
+    return {
+        f"hit@{k}": estimate(hits_at_k(result.indices, result.labels, k), chance=k / n_classes)
+        for k in (1, 5)
+        if k <= result.indices.shape[1]
+    }
+
+
+def _blocks(rows: np.ndarray, size: int = 8192) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]

@@ -1,0 +1,142 @@
+"""Figures of merit and their uncertainty. N = images, M = texts, D = embedding, K = ranked."""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zslkit.zeroshot import similarity_blocks
+
+# Two-sided 95 % quantiles of Student's t for 1..10 degrees of freedom.
+_T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+Truth = Sequence[int | Collection[int]]
+
+
+def hits_at_k(ranked_indices: Any, true_classes: Truth, k: int) -> np.ndarray:
+    """Tell for each image whether a true class is among the k best-ranked, bool (N,).
+
+    ``ranked_indices`` (N, K) holds class numbers, best first (``rank_classes`` has broken ties:
+    lowest number first); ``true_classes`` N ints or int collections. An image without any true
+    class is a miss, so that N never changes silently. A ValueError refuses k outside 1..K.
+    """
+    ranked = torch.as_tensor(ranked_indices)
+    if len(ranked) != len(true_classes) or not len(ranked):
+        raise ValueError(f"got {len(ranked)} ranked images and {len(true_classes)} true classes")
+    if not 1 <= k <= ranked.shape[1]:
+        raise ValueError(f"k={k} must be between 1 and the {ranked.shape[1]} ranked classes")
+    rows = zip(ranked[:, :k].tolist(), map(_label_set, true_classes), strict=True)
+    return np.array([not truth.isdisjoint(row) for row, truth in rows])
+
+
+def flat_hit_at_k(ranked_indices: Any, true_classes: Truth, ks: Sequence[int]) -> dict[int, float]:
+    """Give the fraction of images that :func:`hits_at_k` finds, for each k (Frome et al. 2013)."""
+    return {k: float(hits_at_k(ranked_indices, true_classes, k).mean()) for k in ks}
+
+
+def per_class_hit(ranked_indices: Any, true_classes: Truth, k: int) -> dict[int, float]:
+    """Give for each class that occurs the fraction of its images with that class among the k."""
+    ranked, rows = torch.as_tensor(ranked_indices), defaultdict(list)
+    for row, truth in enumerate(true_classes):
+        for label in _label_set(truth):
+            rows[label].append(row)
+    return {c: float(hits_at_k(ranked[r], [c] * len(r), k).mean()) for c, r in sorted(rows.items())}
+
+
+def retrieval_ranks(images: Tensor, texts: Tensor, image_of_text: Any) -> dict[str, np.ndarray]:
+    """Rank the right answer of each query: 0 is best, the lowest index leads among equals.
+
+    ``images`` (N, D) and ``texts`` (M, D) have unit length, ``image_of_text`` (M,) the row of
+    each text's image (a ValueError refuses others). ``text_to_image`` (M,) ranks the text's
+    image; ``image_to_text`` the best of an image's texts, for each image that has any.
+    """
+    owner = torch.as_tensor(image_of_text, device=images.device)
+    rows = torch.arange(len(images), device=images.device)
+    if owner.shape != (len(texts),) or not torch.isin(owner, rows).all():
+        raise ValueError(f"image_of_text must hold {len(texts)} numbers below {len(images)}")
+    asked = rows[torch.isin(rows, owner)]
+    return {
+        "text_to_image": _first_ranks(texts, images, owner, rows),
+        "image_to_text": _first_ranks(images[asked], texts, asked, owner),
+    }
+
+
+def retrieval_recall(
+    image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Any, ks: Sequence = (1, 5, 10)
+) -> dict[str, dict[int, float]]:
+    """Give recall@k both ways: the fraction of :func:`retrieval_ranks` below each k.
+
+    A ValueError refuses a k above the number of candidates, where recall is 1 by construction.
+    """
+    if max(ks) > (smallest := min(len(image_embeddings), len(text_embeddings))) or min(ks) < 1:
+        raise ValueError(f"ks={tuple(ks)} must be between 1 and the {smallest} candidates")
+    ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
+    return {way: {k: float((rank < k).mean()) for k in ks} for way, rank in ranks.items()}
+
+
+def bootstrap_interval(
+    per_item_hits: Any, level: float = 0.95, n_resamples: int = 2000, seed: int = 0, groups=None
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13), seeded.
+
+    Items that share an entry of ``groups`` (captions of one photo) are drawn together: they are
+    not independent. Where all items agree the interval has no width, however few they are.
+    """
+    hits = np.asarray(per_item_hits, dtype=float)
+    if hits.ndim != 1 or not len(hits) or not 0 < level < 1:
+        raise ValueError(f"need items (n,) and 0 < level < 1, got {hits.shape} and {level}")
+    members = np.unique(np.arange(len(hits)) if groups is None else groups, return_inverse=True)[1]
+    totals, sizes = np.bincount(members, weights=hits), np.bincount(members)
+    rng, means = np.random.default_rng(seed), []
+    step = max(1, 2**21 // len(sizes))  # resamples held in memory at once
+    for start in range(0, n_resamples, step):
+        drawn = rng.integers(len(sizes), size=(min(step, n_resamples - start), len(sizes)))
+        means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def estimate(per_item_hits: Any, groups=None, **also: float) -> dict[str, float]:
+    """Word a mean and its bootstrap interval for ``results.json``; also say ``chance=0.05``."""
+    low, high = bootstrap_interval(per_item_hits, groups=groups)
+    value = np.asarray(per_item_hits, dtype=float).mean().item()
+    return {"value": value, "low": low, "high": high, "n": len(per_item_hits), **also}
+
+
+def seed_interval(values: Sequence[float]) -> dict[str, float]:
+    """Word a mean over n seeds with its 95 % Student-t interval, like :func:`estimate`."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        raise ValueError(f"an interval over seeds needs at least two, got {n}")
+    df, z = n - 1, 1.959964  # beyond the table: Abramowitz and Stegun (1964), 26.7.5
+    far = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+    t = _T95[df - 1] if df <= len(_T95) else far
+    half = t * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return {"value": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Give the mean of a - b over n seeds that both share, with its Student-t interval."""
+    if len(a) != len(b):
+        raise ValueError(f"pairs need equal lengths, got {len(a)} and {len(b)}")
+    return seed_interval(np.subtract(a, b).tolist())
+
+
+def _first_ranks(queries: Tensor, candidates: Tensor, wanted: Tensor, labels: Tensor) -> np.ndarray:
+    """Rank, for each query, the best candidate whose label is the wanted one."""
+    ranks, columns = [], torch.arange(len(labels), device=labels.device)
+    for start, scores in similarity_blocks(queries.to(labels.device), candidates):
+        right = labels == wanted[start : start + len(scores), None]
+        best = scores.masked_fill(~right, -math.inf).amax(dim=1, keepdim=True)
+        first = (right & (scores == best)).int().argmax(dim=1, keepdim=True)
+        ranks.append(((scores > best) | ((scores == best) & (columns < first))).sum(dim=1))
+    return torch.cat(ranks).cpu().numpy()
+
+
+def _label_set(truth: int | Collection[int]) -> set[int]:
+    """Read one label or several, from Python, numpy or torch."""
+    truth = list(truth) if isinstance(truth, set | frozenset) else truth
+    return set(np.asarray(truth, dtype=int).reshape(-1).tolist())

@@ -1,0 +1,153 @@
+"""Arrays in, Figure out: colours of Okabe and Ito (2008), white in any theme, no pyplot state."""
+
+import io
+import math
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PALE_GREEN, PALE_GREY = "#80CFB9", "#D5D5D5"  # behind black text
+WIDTH = 9.0  # inches: the text width of a notebook
+
+_PANELS = ("loss (nats)", "logit scale (1 / temperature)", "learning rate")
+_CURVES = (  # panel, key of a history row, legend, colour, line style
+    (0, "loss", "total", "black", "-"),
+    (0, "contrastive_loss", "contrastive", BLUE, "-"),
+    (0, "distillation_loss", "distillation", ORANGE, "--"),
+    (1, "logit_scale", "contrastive", BLUE, "-"),
+    (1, "distillation_scale", "distillation", ORANGE, "--"),
+    (2, "learning_rate", "learning rate", GREEN, "-"),
+)
+
+
+class NotebookFigure(Figure):
+    """A figure that notebooks show although pyplot, which would register it, is not used."""
+
+    def _repr_png_(self) -> bytes:
+        self.savefig(stream := io.BytesIO(), format="png", dpi=110)
+        return stream.getvalue()
+
+
+def pair_grid(images: Sequence, captions: Sequence[str], columns: int = 4) -> Figure:
+    """Show images, (3, H, W), (H, W, 3) or PIL, above their captions."""
+    rows = math.ceil(len(images) / columns)
+    figure = _figure(WIDTH, rows * (WIDTH / columns + 0.55))
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
+        _show(figure.add_subplot(rows, columns, place), image, caption, width=104 // columns)
+    return figure
+
+
+def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw loss, its two terms, logit scales and learning rate against the optimizer step."""
+    figure = _figure(WIDTH, 2.9)
+    panels = figure.subplots(1, 3)
+    for panel, key, legend, colour, style in _CURVES:
+        points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+        if points:
+            panels[panel].plot(*zip(*points, strict=True), style, color=colour, label=legend)
+    for axes, label in zip(panels, _PANELS, strict=True):
+        if len(axes.lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _bare(axes)
+    return figure
+
+
+def hit_bars(
+    labels: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float]] | None = None,
+    chance: float | None = None,
+    quantity: str = "hit@1",
+) -> Figure:
+    """Draw fractions as bars in percent, with (low, high) intervals and the level of chance."""
+    percent, places = 100 * np.asarray(values, dtype=float), np.arange(len(labels))
+    low, high = (percent, percent) if intervals is None else 100 * np.asarray(intervals).T
+    figure = _figure(WIDTH * 0.75, 0.9 + 0.42 * len(labels))
+    axes = figure.subplots()
+    arms = None if intervals is None else np.abs([low - percent, high - percent])
+    bars = axes.barh(places, percent, xerr=arms, height=0.62, color=BLUE, capsize=3)
+    axes.bar_label(bars, fmt="%.1f", padding=5)
+    if chance is not None:
+        axes.axvline(100 * chance, color=ORANGE, ls="--", label=f"chance {100 * chance:.2g} %")
+        figure.legend(loc="outside upper right", frameon=False, fontsize=8)
+    axes.set_yticks(places, [_plain(label, 34) for label in labels])
+    axes.set(xlabel=f"{quantity} (%)", xlim=(0, 1.12 * max(*high, 100 * (chance or 0), 1e-9)))
+    axes.invert_yaxis()
+    _bare(axes)
+    return figure
+
+
+def target_matrix(
+    targets: Any, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
+) -> Figure:
+    """Map soft targets (B, N), rows summing to 1, from images (rows) to captions (columns)."""
+    targets = np.asarray(targets, dtype=float)
+    n_rows, n_columns = targets.shape
+    figure = _figure(WIDTH * 0.75, 0.9 + WIDTH * 0.55 * min(1.2, n_rows / n_columns))
+    axes = figure.subplots()
+    shown = axes.imshow(targets, cmap="cividis", vmin=0, interpolation="nearest")
+    figure.colorbar(shown, ax=axes, label="target probability", shrink=0.8)
+    axes.set(xlabel="caption", ylabel="image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if row_labels:
+        axes.set_yticks(range(n_rows), [_plain(text, 24) for text in row_labels], fontsize=7)
+    if column_labels:
+        texts = [_plain(text, 24, lines=1) for text in column_labels]
+        axes.set_xticks(range(n_columns), texts, fontsize=7, rotation=45, ha="right")
+    return figure
+
+
+def prediction_grid(
+    images: Sequence, predictions: Sequence[Sequence], truths: Sequence[str | Collection[str]] = ()
+) -> Figure:
+    """Show photos beside their (class_name, similarity, probability) bars, true classes ticked."""
+    rows = math.ceil(len(images) / 2)
+    figure = _figure(WIDTH, 1.75 * rows + 0.3)
+    grid = figure.add_gridspec(rows, 4, width_ratios=[1, 1.1, 1, 1.1])
+    for place, (image, ranked) in enumerate(zip(images, predictions, strict=True)):
+        truth = truths[place] if len(truths) else ()
+        truth = {truth} if isinstance(truth, str) else set(truth)
+        row, column = divmod(place, 2)
+        _show(figure.add_subplot(grid[row, 2 * column]), image, ", ".join(sorted(truth)), width=26)
+        axes, names = figure.add_subplot(grid[row, 2 * column + 1]), [p[0] for p in ranked]
+        colours = [PALE_GREEN if name in truth else PALE_GREY for name in names]
+        axes.barh(range(len(names)), [100 * p[2] for p in ranked], color=colours)
+        for height, name in enumerate(names):
+            mark = _plain(f"✓ {name}" if name in truth else name, 30, lines=1)
+            axes.text(1.5, height, mark, fontsize=8, va="center")
+        axes.set(xlim=(0, 100), yticks=[], ylim=(len(names) - 0.5, -0.5))
+        axes.set_xlabel("probability (%)", fontsize=8)
+        axes.tick_params(labelsize=8)
+        _bare(axes)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    return NotebookFigure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _bare(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _show(axes: Any, image: Any, caption: str, width: int) -> None:
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+        pixels = pixels.transpose(1, 2, 0)
+    axes.imshow(pixels, cmap="gray")
+    axes.axis("off")
+    axes.set_title(_plain(caption, width), y=0, pad=-4, va="top", fontsize=8)
+
+
+def _plain(text: str, width: int, lines: int = 3) -> str:
+    """Wrap and shorten text that others wrote; its dollars are money, not formulas."""
+    wrapped = textwrap.fill(str(text), width, max_lines=lines, placeholder=" …")
+    return wrapped.replace("$", r"\$")

@@ -1,0 +1,153 @@
+"""From class names to ranked classes. C = classes, N = images, D = embedding, T = templates."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zslkit.images import decode_image
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "none": ("{}",),
+    "simple": ("a photo of a {}.",),
+    "ensemble": (
+        "a photo of a {}.",
+        "a close view of a {}.",
+        "a {} seen from a distance.",
+        "a {} among other things.",
+        "there is a {} in this picture.",
+    ),
+}
+
+
+class ClassBank(NamedTuple):
+    """One unit vector for each class: ``embeddings`` is (C, D), float32, in CPU memory."""
+
+    embeddings: Tensor
+    class_names: tuple[str, ...]
+
+
+class Prediction(NamedTuple):
+    """A class, its cosine similarity, and its softmax probability over all C classes."""
+
+    class_name: str
+    similarity: float
+    probability: float
+
+
+def build_class_bank(
+    model: Any, class_names: Sequence[str], templates: str | Sequence[str], batch_size: int = 256
+) -> ClassBank:
+    """Embed classes: normalise each prompt, average over templates, normalise again.
+
+    Prompts and their ensembles are those of Radford et al. (2021), arXiv:2103.00020, section
+    3.1.4. ``model`` has ``encode_text(list[str]) -> (B, D)`` and gets up to ``batch_size`` prompts
+    at once; ``templates`` is a name in ``TEMPLATES``, or texts with ``{}`` for the class name.
+    A ValueError refuses no or duplicate classes, no templates, and templates without ``{}``.
+    """
+    if isinstance(templates, str):
+        if templates not in TEMPLATES:
+            raise ValueError(f"no set of templates {templates!r}; known: {', '.join(TEMPLATES)}")
+        templates = TEMPLATES[templates]
+    if not templates or not class_names:
+        raise ValueError("class_names and templates must not be empty")
+    if wrong := [text for text in templates if "{}" not in text]:
+        raise ValueError(f"templates without {{}} for the class name: {wrong}")
+    if doubles := [name for name, count in Counter(class_names).items() if count > 1]:
+        raise ValueError(
+            f"{len(doubles)} class names occur more than once: {', '.join(doubles[:10])}. Merge "
+            "them (list(dict.fromkeys(names)), true classes renumbered) or tell them apart"
+        )
+    step, parts = max(1, batch_size // len(templates)), []
+    with torch.no_grad(), _eval_mode(model):
+        for start in range(0, len(class_names), step):
+            names = class_names[start : start + step]
+            prompts = [text.replace("{}", name) for name in names for text in templates]
+            prompt_embeddings = F.normalize(model.encode_text(prompts).float().cpu(), dim=-1)
+            parts.append(prompt_embeddings.view(len(names), len(templates), -1).mean(dim=1))
+    return ClassBank(F.normalize(torch.cat(parts), dim=-1), tuple(class_names))
+
+
+def rank_classes(image_embeddings: Tensor, bank: ClassBank, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k best classes of each (N, D) image, exactly and without keeping N x C scores.
+
+    Returns similarities and class numbers, both (N, k), best first. Among equal scores the
+    lowest class number comes first. A ValueError refuses k outside 1..C, NaN and infinity.
+    """
+    if not 1 <= k <= len(bank.class_names):
+        raise ValueError(f"k={k} must be between 1 and the {len(bank.class_names)} classes")
+    blocks = similarity_blocks(image_embeddings, bank.embeddings)
+    scores, indices = zip(*(_top_k(block, k) for _, block in blocks), strict=True)
+    return torch.cat(scores), torch.cat(indices)
+
+
+def similarity_blocks(
+    queries: Tensor, candidates: Tensor, max_scores: int = 2**22
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, float32 scores of a few queries against all candidates), in row order."""
+    queries = queries.detach().float()
+    columns = candidates.detach().to(queries).T
+    if not (queries.isfinite().all() and columns.isfinite().all()):
+        raise ValueError("embeddings contain NaN or infinity")
+    step = max(1, max_scores // columns.shape[1])
+    for start in range(0, max(1, len(queries)), step):
+        yield start, queries[start : start + step] @ columns
+
+
+def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    best, indices = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    # torch.topk returns any of several equal scores: put those it chose in order ...
+    indices = indices[:, :k].sort(dim=1).values
+    order = scores.gather(1, indices).sort(dim=1, descending=True, stable=True).indices
+    indices = indices.gather(1, order)
+    # ... and choose anew in the rare rows where a tie reaches beyond k.
+    if (tied := best[:, k - 1] == best[:, -1]).any() and k < scores.shape[1]:
+        indices[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return scores.gather(1, indices), indices
+
+
+class ZeroShotClassifier:
+    """Name what photos show, among classes given as words (see :func:`build_class_bank`)."""
+
+    def __init__(self, model: Any, class_names: Sequence[str], templates: str | Sequence[str]):
+        if not hasattr(model, "logit_scale"):
+            raise ValueError(f"{type(model).__name__} has no logit_scale, so no probabilities")
+        self.model, self.bank = model, build_class_bank(model, class_names, templates)
+
+    def predict(self, images: Sequence, k: int = 5, batch_size: int = 64) -> list[list[Prediction]]:
+        """Give the k best classes of each PIL image, path or uint8 (3, H, W) tensor, best first."""
+        transform, names = self.model.image_transform(train=False), self.bank.class_names
+        scale, results = torch.as_tensor(self.model.logit_scale).detach(), []
+        with torch.no_grad(), _eval_mode(self.model):
+            for start in range(0, len(images), batch_size):
+                batch = map(_opened, images[start : start + batch_size])
+                pixels = torch.stack([transform(image) for image in batch]).to(scale.device)
+                embeddings = self.model.encode_image(pixels)
+                scores, indices = rank_classes(embeddings, self.bank, k)
+                logits = scale * (embeddings.float() @ self.bank.embeddings.to(scale.device).T)
+                shares = logits.softmax(dim=1).gather(1, indices)
+                for row in torch.stack([indices, scores, shares], dim=2).tolist():
+                    results.append([Prediction(names[int(i)], s, p) for i, s, p in row])
+        return results
+
+
+@contextmanager
+def _eval_mode(model: Any) -> Iterator[None]:
+    """Switch dropout and batch statistics off, then give each part its own mode back."""
+    parts = [part for part in getattr(model, "modules", list)() if part.training]
+    try:
+        for part in parts:
+            part.training = False
+        yield
+    finally:
+        for part in parts:
+            part.training = True
+
+
+def _opened(image: Any) -> Any:
+    return decode_image(Path(image).read_bytes()) if isinstance(image, str | Path) else image
