@@ -46,7 +46,7 @@ def test_understands_what_papermill_and_shells_pass(text, meaning):
         ({"epochs": 1.5}, "epochs=1.5: .*valid integer"),
         ({"epochs": True}, "epochs=True: must be .*not true or false"),
         ({"resume": "perhaps"}, "resume='perhaps': .*valid boolean"),
-        ({"prompt_templates": "[a {}"}, "not a list in JSON"),
+        ({"prompt_templates": "[a {}"}, "must be a list such as"),
         ({"preset": "lapto"}, "preset='lapto': no such preset; did you mean laptop"),
         ({"image_tower": "last_blocks=x"}, "image_tower='last_blocks=x' must be train, frozen"),
         ({"text_tower": "last_blocks=0"}, "text_tower='last_blocks=0' must be train, frozen"),

@@ -62,7 +62,8 @@ def test_label_smoothing_needs_no_teacher():
 def test_without_soft_targets_or_a_ready_teacher_only_the_contrastive_term_is_left(settings):
     student = embedded(0)
     loss, terms = loss_of(student, None, **settings)
-    assert loss == contrastive_loss(10 * student.image @ student.text.T)
+    expected = contrastive_loss(10 * student.image @ student.text.T)
+    assert loss.item() == pytest.approx(expected.item(), 1e-6)
     assert set(terms) == {"contrastive_loss"}
 
 
@@ -83,3 +84,25 @@ def test_every_setting_changes_the_loss(change):
     base = {name: value for name, value in change.items() if name == "soft_targets"}
     student, teacher = embedded(0), embedded(1)
     assert loss_of(student, teacher, **change)[0] != loss_of(student, teacher, **base)[0]
+
+
+def test_trust_weighs_rows_and_nothing_but_their_ratio_counts():
+    student, teacher = embedded(0), embedded(1)
+    config = RunConfig(pair_trust=True)
+
+    def loss(trust):
+        return training_loss(student, teacher, 10 * ONE, 5 * ONE, config, trust=trust)[0].item()
+
+    even, half = torch.ones(6), torch.tensor([1.0, 0, 1, 0, 1, 0])
+    plain = training_loss(student, teacher, 10 * ONE, 5 * ONE, config)[0].item()
+    assert loss(even) == pytest.approx(plain, 1e-6)
+    assert loss(half) == pytest.approx(loss(0.3 * half), 1e-6)
+    similarity = student.image @ student.text.T
+    rows = [0, 2, 4]
+    contrastive = sum(
+        torch.nn.functional.cross_entropy(10 * s[rows], torch.tensor(rows)).item()
+        for s in (similarity, similarity.T)
+    )
+    only = config.model_copy(update={"contrastive_weight": 1.0})
+    weighed = training_loss(student, teacher, 10 * ONE, 5 * ONE, only, trust=half)[0].item()
+    assert weighed == pytest.approx(contrastive / 2, 1e-5)

@@ -112,9 +112,10 @@ def test_equal_configurations_give_equal_weights_and_seeds_differ(tiny, tmp_path
         {"workers": 2},
         FROZEN,
         {"teacher": "previous", "generation_epochs": 1},
+        {"pair_trust": True, "pair_trust_epoch": 1},
         {"soft_targets": "progressive", "optimizer": "sgd"},
     ],
-    ids=["ema", "workers", "frozen", "previous", "sgd"],
+    ids=["ema", "workers", "frozen", "previous", "trust", "sgd"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(tiny, tmp_path, stop, settings):
     """2 + 2 steps give the weights of 4, also from the middle of an epoch."""

@@ -18,6 +18,7 @@ _HOMES = {
     "train": "trainer",
     "load_run": "checkpoint",
     "evaluate": "evaluation",
+    "run_sweep": "sweep",
     "build_class_bank": "zeroshot",
     "rank_classes": "zeroshot",
     "ZeroShotClassifier": "zeroshot",
@@ -26,7 +27,7 @@ _HOMES = {
 }
 _ROOMS = {
     *_HOMES.values(),
-    *("cache", "images", "losses", "plots", "report", "small_text", "targets", "toy"),
+    *("cache", "images", "losses", "plots", "report", "small_text", "targets", "toy", "objective"),
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

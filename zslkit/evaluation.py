@@ -1,5 +1,6 @@
 """What a trained model can do: retrieval on pairs, zero-shot recognition on labelled images."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor
 
 from zslkit.cache import embed
+from zslkit.checkpoint import Run
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.encoders import DualEncoder
 from zslkit.metrics import estimate, hits_at_k, retrieval_ranks
+from zslkit.objective import Embedded, soft_targets
 from zslkit.pairs import Pairs, open_pairs
 from zslkit.zeroshot import ClassBank, build_class_bank, rank_classes
 
@@ -36,8 +39,10 @@ class ZeroShotResult(NamedTuple):
 def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[Tensor, np.ndarray]:
     """Embed the images of ``pairs``: (N, D) unit vectors, and the N rows that could be read.
 
-    Features of a frozen tower come from the cache in ``config.cache_dir``.
+    Features of a frozen tower come from the cache in ``config.cache_dir``. The model is left in
+    eval mode.
     """
+    model.eval()  # the projections have dropout
     device = next(model.parameters()).device
     features, broken = embed(
         model.image_tower,
@@ -55,7 +60,8 @@ def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[T
 
 @torch.inference_mode()
 def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tensor:
-    """Embed texts as (M, D) unit vectors; features of a frozen tower come from the cache."""
+    """Embed texts as (M, D) unit vectors, like :func:`embed_images`."""
+    model.eval()
     device = next(model.parameters()).device
     features = embed(
         model.text_tower,
@@ -145,6 +151,25 @@ def zeroshot_metrics(result: ZeroShotResult) -> dict[str, Any]:
         for k in (1, 5)
         if k <= result.indices.shape[1]
     }
+
+
+@torch.inference_mode()
+def example_targets(run: Run, pairs: Pairs, rows: Sequence[int]) -> Tensor | None:
+    """Show the soft targets that the run's objective gives some pairs as one batch, (B, B).
+
+    Image-to-text, at the end of the training, for the first caption of each pair; None where the
+    objective has no soft targets.
+    """
+    guide = None
+    if run.teacher is not None and run.teacher.ready:
+        transform = run.model.image_transform(train=False)
+        pixels = torch.stack([transform(pairs[i].pixels) for i in rows])
+        model = run.teacher.model
+        device = next(model.parameters()).device
+        texts = [pairs.captions[i][0] for i in rows]
+        guide = Embedded(model.encode_image(pixels.to(device)), model.encode_text(texts))
+    targets = soft_targets(len(rows), len(rows), guide, run.config, progress=1.0)
+    return None if targets is None else targets[0].cpu()
 
 
 def _blocks(rows: np.ndarray, size: int = 8192) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -15,6 +16,7 @@ from zslkit.encoders import DualEncoder, fingerprint
 from zslkit.objective import Embedded
 from zslkit.pairs import iterate_batches, open_pairs
 from zslkit.sampling import caption_choice, epoch_order, n_batches
+from zslkit.trust import clean_probability, pair_losses
 
 
 @dataclass
@@ -27,6 +29,8 @@ class TrainingBatch:
     """B captions, or (B, F) features of a frozen tower."""
     keys: list[str]
     """Names of the pairs."""
+    rows: np.ndarray
+    """(B,) int64 positions among the training pairs."""
     broken: tuple[str, ...] = ()
     """Keys of images that could not be read; they are not in the batch."""
 
@@ -34,7 +38,8 @@ class TrainingBatch:
         return len(self.keys)
 
     def __getitem__(self, rows: slice) -> "TrainingBatch":
-        return TrainingBatch(self.images[rows], self.texts[rows], self.keys[rows], self.broken)
+        parts = (self.images, self.texts, self.keys, self.rows)
+        return TrainingBatch(*(part[rows] for part in parts), self.broken)
 
 
 class TrainingData:
@@ -50,6 +55,11 @@ class TrainingData:
 
     def __init__(self, model: DualEncoder, config: RunConfig, device: torch.device):
         self.config, self.model, self.device = config, model, device
+        if config.batch_size % dist.world_size():
+            raise ValueError(
+                f"batch_size={config.batch_size} must be a multiple of the number of processes, "
+                f"{dist.world_size()}"
+            )
         self.pairs = open_pairs(
             config.manifest,
             config.train_split,
@@ -59,6 +69,7 @@ class TrainingData:
             max_pairs=config.max_pairs,
         )
         self.broken: tuple[str, ...] = ()
+        self.trust: Tensor | None = None
         self.image_features = self.text_features = None
         self.usable = np.arange(len(self.pairs))
         self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
@@ -78,9 +89,11 @@ class TrainingData:
             )
         if parse_tower_mode(config.text_tower) == 0:
             texts = [text for captions in self.pairs.captions for text in captions]
+            # distinct and sorted: swapped captions are the same texts, so they share an entry
+            distinct, self.feature_of = np.unique(np.array(texts, object), return_inverse=True)
             self.text_features = embed(
                 model.text_tower,
-                texts,
+                distinct.tolist(),
                 config.cache_dir,
                 device=device,
                 description="training captions",
@@ -96,7 +109,7 @@ class TrainingData:
         """Pairs of one batch in this process."""
         return self.config.batch_size // dist.world_size()
 
-    @property
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Content hashes of the frozen towers, which checkpoints do not hold."""
         modes = {"image_tower": self.config.image_tower, "text_tower": self.config.text_tower}
@@ -131,7 +144,7 @@ class TrainingData:
             start = (number * ranks + dist.rank()) * size
             rows = order[start : start + size]
             images = self.image_features[rows].to(self.device)
-            yield TrainingBatch(images, self._texts(rows, epoch), self._keys(rows))
+            yield TrainingBatch(images, self._texts(rows, epoch), self._keys(rows), rows)
 
     def _from_images(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
         batches = iterate_batches(
@@ -146,17 +159,45 @@ class TrainingData:
             world_size=dist.world_size(),
         )
         for batch in batches:
-            texts = batch.texts
+            texts, rows = batch.texts, batch.indices.numpy()
             if self.text_features is not None:
-                texts = self._texts(batch.indices.numpy(), epoch)
+                texts = self._texts(rows, epoch)
             pixels = batch.pixels.to(self.device, non_blocking=True)
-            yield TrainingBatch(pixels, texts, batch.keys, tuple(batch.broken))
+            broken = tuple(batch.broken)
+            yield TrainingBatch(pixels, texts, batch.keys, rows, broken)
+
+    @torch.inference_mode()
+    def estimate_trust(self, model: DualEncoder) -> None:
+        """Judge every caption by the losses of ``model``, the teacher, over all pairs."""
+        images, texts = self.image_features, self.text_features
+        if images is None:
+            options = {"image_size": self.config.image_size, "workers": self.config.workers}
+            images = embed(model.image_tower, self.pairs, None, device=self.device, **options)[0]
+        if texts is None:
+            captions = [text for group in self.pairs.captions for text in group]
+            texts = embed(model.text_tower, captions, None, device=self.device).features
+        else:
+            texts = texts[self.feature_of]
+        embedded = model.project_image(images[self.usable].to(self.device))
+        per_caption = model.project_text(texts.to(self.device))
+        owner = np.repeat(np.arange(len(self.pairs)), self.captions_of)
+        sums = torch.zeros(len(self.pairs), per_caption.shape[1], device=self.device)
+        sums.index_add_(0, torch.from_numpy(owner).to(self.device), per_caption)
+        averaged = torch.nn.functional.normalize(sums[self.usable], dim=-1)
+        self.trust = torch.zeros(len(self.pairs))
+        self.trust[self.usable] = clean_probability(pair_losses(embedded, averaged)).cpu()
+
+    def trust_of(self, batch: TrainingBatch) -> Tensor | None:
+        """Give the (B,) probabilities that a batch's captions are right, None before judging."""
+        return None if self.trust is None else self.trust[batch.rows].to(self.device)
 
     def _texts(self, rows: np.ndarray, epoch: int) -> list[str] | Tensor:
         choice = caption_choice(self.captions_of[rows], self.config.seed, epoch, rows)
         if self.text_features is None:
             return [self.pairs.captions[i][j] for i, j in zip(rows, choice, strict=True)]
-        return self.text_features[self.first_caption[rows] + choice].to(self.device)
+        return self.text_features[self.feature_of[self.first_caption[rows] + choice]].to(
+            self.device
+        )
 
     def _keys(self, rows: np.ndarray) -> list[str]:
         return [self.pairs.keys[i] for i in rows]

@@ -15,7 +15,10 @@ def positive_columns(n_queries: int, offset: int, device: torch.device | None = 
 
 
 def contrastive_loss(
-    logits_per_image: Tensor, logits_per_text: Tensor | None = None, offset: int = 0
+    logits_per_image: Tensor,
+    logits_per_text: Tensor | None = None,
+    offset: int = 0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE, averaged over both directions.
 
@@ -27,6 +30,8 @@ def contrastive_loss(
         Text-to-image; the transpose of ``logits_per_image`` when not given.
     offset : int
         Column of row 0's own pair: rank x B with several processes.
+    weights : Tensor of shape (B,), float, optional
+        Weight of each pair, with mean 1 over all processes.
 
     Returns
     -------
@@ -56,12 +61,16 @@ def contrastive_loss(
             f"{n_queries} queries it must be in [0, {n_candidates - n_queries}]"
         )
     positives = positive_columns(n_queries, offset, logits_per_image.device)
-    return (
-        F.cross_entropy(logits_per_image, positives) + F.cross_entropy(logits_per_text, positives)
-    ) / 2
+    image_to_text, text_to_image = (
+        _weighted_mean(F.cross_entropy(logits, positives, reduction="none"), weights)
+        for logits in (logits_per_image, logits_per_text)
+    )
+    return (image_to_text + text_to_image) / 2
 
 
-def distillation_loss(student_logits: Tensor, soft_targets: Tensor) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, soft_targets: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the student's prediction against the teacher's soft targets.
 
     Equal to the Kullback-Leibler divergence up to the targets' entropy, a constant.
@@ -72,6 +81,8 @@ def distillation_loss(student_logits: Tensor, soft_targets: Tensor) -> Tensor:
         Cosine similarities already multiplied by the student's distillation scale.
     soft_targets : Tensor of shape (B, N), float
         Rows summing to 1. Treated as constants: no gradient reaches the teacher.
+    weights : Tensor of shape (B,), float, optional
+        Weight of each row, with mean 1 over all processes.
 
     Returns
     -------
@@ -93,4 +104,9 @@ def distillation_loss(student_logits: Tensor, soft_targets: Tensor) -> Tensor:
             "student_logits and soft_targets must have one shape, got "
             f"{tuple(student_logits.shape)} and {tuple(soft_targets.shape)}"
         )
-    return F.cross_entropy(student_logits, soft_targets.detach())
+    rows = F.cross_entropy(student_logits, soft_targets.detach(), reduction="none")
+    return _weighted_mean(rows, weights)
+
+
+def _weighted_mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    return rows.mean() if weights is None else (weights * rows).mean()

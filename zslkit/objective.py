@@ -35,6 +35,7 @@ def training_loss(
     distillation_scale: Tensor,
     config: RunConfig,
     progress: float = 0.0,
+    trust: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weigh the contrastive and the distillation term of one batch.
 
@@ -52,6 +53,8 @@ def training_loss(
         Learned scales of the two terms.
     progress : float
         Share of the training done, in [0, 1], for progressive targets.
+    trust : Tensor of shape (B,), float, optional
+        Probability that each pair's caption is right; weighs its rows.
 
     Returns
     -------
@@ -68,15 +71,19 @@ def training_loss(
     offset = dist.rank() * len(student.image)
     similarity_v = student.image @ dist.gather(student.text).T
     similarity_t = student.text @ dist.gather(student.image).T
-    contrastive = contrastive_loss(logit_scale * similarity_v, logit_scale * similarity_t, offset)
+    # mean 1 over all processes: few trusted pairs do not make a small step
+    weights = None if trust is None else trust / dist.gather(trust).mean().clamp_min(1e-6)
+    contrastive = contrastive_loss(
+        logit_scale * similarity_v, logit_scale * similarity_t, offset, weights
+    )
     terms = {"contrastive_loss": contrastive.item()}
     targets = soft_targets(len(similarity_v), similarity_v.shape[1], teacher, config, progress)
     if targets is None:
         return contrastive, terms
     targets_v, targets_t = (t.to(similarity_v.device) for t in targets)
     distillation = (
-        distillation_loss(distillation_scale * similarity_v, targets_v)
-        + distillation_loss(distillation_scale * similarity_t, targets_t)
+        distillation_loss(distillation_scale * similarity_v, targets_v, weights)
+        + distillation_loss(distillation_scale * similarity_t, targets_t, weights)
     ) / 2
     terms |= {"distillation_loss": distillation.item(), **target_statistics(targets_v, offset)}
     weight = config.contrastive_weight

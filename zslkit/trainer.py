@@ -68,7 +68,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     state = {"step": 0, "broken": sorted(data.broken), "seconds": 0.0}
     if checkpoint:
         state = restore_checkpoint(checkpoint, model, teacher, optimizer)
-    step = state["step"]
+    step, data.trust = state["step"], state.pop("trust", None)
     run = Run(model, config, read_history(run_dir, step), run_dir, teacher)
     monitor = Monitor(
         run_dir, run.history, step, total_steps, state["seconds"], config.tensorboard,
@@ -78,7 +78,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     def save() -> None:
         if dist.rank() == 0:
             state.update(seconds=monitor.seconds, frozen=data.fingerprints)
-            save_checkpoint(run_dir, step, model, teacher, optimizer, state)
+            also = {} if data.trust is None else {"trust": data.trust}
+            save_checkpoint(run_dir, step, model, teacher, optimizer, state | also)
 
     with monitor, interruptible() as stop:
         for epoch, batch in data.stream(step, total_steps):
@@ -88,12 +89,16 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             check_broken(state["broken"], len(data.pairs), config.max_unreadable)
             if teacher and step and step % (config.generation_epochs * data.per_epoch) == 0:
                 teacher.end_generation(model)
+            epoch_starts = step % data.per_epoch == 0
+            if config.pair_trust and epoch >= config.pair_trust_epoch and epoch_starts:
+                data.estimate_trust(teacher.model)
 
             model.train()
             set_learning_rate(optimizer, learning_rate_at(step, total_steps, config))
             optimizer.zero_grad(set_to_none=True)
             progress = step / total_steps
-            loss, terms = backward(model, teacher, batch, config, progress)
+            trust = data.trust_of(batch)
+            loss, terms = backward(model, teacher, batch, config, progress, trust)
             if not math.isfinite(loss):
                 # nothing is saved: this forward pass may have spoilt BatchNorm statistics
                 raise FloatingPointError(
@@ -118,6 +123,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "gradient_norm": gradient_norm,
             }
+            if trust is not None:
+                row["mean_trust"] = trust.mean().item()
             for callback in callbacks:
                 row |= callback(run, row) or {}
             monitor.log(row, len(batch))
@@ -145,6 +152,7 @@ def backward(
     batch: TrainingBatch,
     config: RunConfig,
     progress: float,
+    trust: torch.Tensor | None = None,
 ) -> tuple[float, dict[str, float]]:
     """Add the gradients of one batch to the parameters; return the loss and its terms.
 
@@ -159,6 +167,7 @@ def backward(
     Setup", arXiv:2101.06983.
     """
     batch = batch[: dist.smallest(len(batch))]
+    trust = None if trust is None else trust[: len(batch)]
     guide = None
     if teacher is not None and teacher.ready:
         with torch.no_grad(), autocast(config, batch.images.device):
@@ -168,7 +177,7 @@ def backward(
     if len(chunks) == 1:
         with autocast(config, batch.images.device):
             student = encode(model, batch)
-        loss, terms = _loss(model, student, guide, config, progress)
+        loss, terms = _loss(model, student, guide, config, progress, trust)
         loss.backward()
         return loss.item(), terms
 
@@ -181,7 +190,7 @@ def backward(
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     whole = Embedded(*(torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)))
-    loss, terms = _loss(model, whole, guide, config, progress)
+    loss, terms = _loss(model, whole, guide, config, progress, trust)
     loss.backward()
     gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
     for chunk, state, gradient in zip(chunks, states, gradients, strict=True):
@@ -192,9 +201,9 @@ def backward(
     return loss.item(), terms
 
 
-def _loss(model, student, guide, config, progress):
+def _loss(model, student, guide, config, progress, trust):
     return training_loss(
-        student, guide, model.logit_scale, model.distillation_scale, config, progress
+        student, guide, model.logit_scale, model.distillation_scale, config, progress, trust
     )
 
 

@@ -1,0 +1,325 @@
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from zslkit.checkpoint import (
+    latest_checkpoint,
+    load_run,
+    read_history,
+    restore_checkpoint,
+    save_checkpoint,
+    start_run_dir,
+    write_json,
+)
+from zslkit.config import RunConfig
+from zslkit.encoders import build_dual_encoder
+from zslkit.teacher import build_teacher
+from zslkit.trainer import build_optimizer, train
+
+FROZEN = {"image_tower": "frozen", "text_tower": "frozen"}
+
+
+def config_of(settings, folder, **changes):
+    return RunConfig(**{**settings, "output_dir": str(folder), **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_settings, tmp_path_factory):
+    """A finished run of four steps; tests copy its folder before they spoil it."""
+    return train(config_of(tiny_settings, tmp_path_factory.mktemp("trained")))
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The folder of that run, to be spoilt."""
+    return shutil.copytree(trained.run_dir, tmp_path / "copied")
+
+
+@pytest.fixture
+def parts(tiny_settings):
+    """Model, teacher and optimizer of a new run with frozen towers, which are small."""
+    config = RunConfig(**{**tiny_settings, **FROZEN})
+    model = build_dual_encoder(config)
+    return SimpleNamespace(
+        model=model, teacher=build_teacher(model, config), optimizer=build_optimizer(model, config)
+    )
+
+
+def save(run_dir, step, parts, **state):
+    return save_checkpoint(run_dir, step, parts.model, parts.teacher, parts.optimizer, state)
+
+
+def rewrite(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_checkpoint_is_tensors_and_json_and_nothing_is_unpickled(trained, monkeypatch):
+    folder = latest_checkpoint(trained.run_dir)
+    assert files_in(folder) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "teacher.safetensors",
+    ]
+    assert {path.suffix for path in trained.run_dir.rglob("*") if path.is_file()} == {
+        ".json",
+        ".jsonl",
+        ".safetensors",
+    }
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a pickle was read")
+
+    for name in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
+        monkeypatch.setattr(name, refuse)
+    assert load_run(trained.run_dir).history == trained.history
+
+
+def test_only_the_newest_checkpoint_stays(parts, tmp_path):
+    for step in (9, 10, 100):
+        folder = save(tmp_path, step, parts)
+        assert latest_checkpoint(tmp_path) == folder
+    assert [path.name for path in folder.parent.iterdir()] == ["step-000000100"]
+
+
+def test_the_highest_step_counts_where_an_older_one_was_not_yet_removed(parts, tmp_path):
+    """SIGKILL between the rename and the removal, or in the middle of the latter."""
+    new = save(tmp_path, 10, parts)
+    (new.parent / "step-000000009").mkdir()
+    assert latest_checkpoint(tmp_path) == new
+    assert latest_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_checkpoint_cut_short_is_ignored_and_later_removed(parts, tmp_path, monkeypatch):
+    first = save(tmp_path, 1, parts)
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zslkit.checkpoint.write_json", die)  # its last file
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2, parts)
+    leftovers = [path for path in first.parent.iterdir() if path.name.startswith("writing-")]
+    assert len(leftovers) == 1
+    (first.parent / "writing-1-3").mkdir()  # of another process
+    assert latest_checkpoint(tmp_path) == first
+    second = save(tmp_path, 2, parts)
+    assert list(first.parent.iterdir()) == [second]
+
+
+def test_a_json_file_is_whole_or_absent(tmp_path):
+    write_json(tmp_path / "run.json", {"steps": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "run.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"steps": 1}
+
+
+def test_everything_comes_back(parts, tmp_path, tiny_settings):
+    features = torch.randn(4, parts.model.image_tower.feature_dim)
+    parts.model.project_image(features)[0].sum().backward()
+    parts.optimizer.param_groups[0]["lr"] = 0.125
+    parts.optimizer.step()
+    parts.teacher.update(parts.model)
+    folder = save(tmp_path, 5, parts, broken=["a"])
+    drawn = torch.rand(3)
+
+    config = RunConfig(**{**tiny_settings, **FROZEN})
+    model = build_dual_encoder(config)
+    teacher, optimizer = build_teacher(model, config), build_optimizer(model, config)
+    state = restore_checkpoint(folder, model, teacher, optimizer)
+    assert torch.equal(torch.rand(3), drawn)
+    assert state == {"step": 5, "broken": ["a"]}
+    for new, old in ((model, parts.model), (teacher, parts.teacher)):
+        for name, tensor in old.state_dict().items():
+            assert torch.equal(new.state_dict()[name], tensor), name
+    assert teacher.n_updates == 1
+    new, old = optimizer.state_dict(), parts.optimizer.state_dict()
+    assert json.dumps(new["param_groups"]) == json.dumps(old["param_groups"])
+    assert new["state"].keys() == old["state"].keys()
+    assert len(old["state"]) > 0
+    for index, slots in old["state"].items():
+        for slot, value in slots.items():
+            assert torch.equal(new["state"][index][slot], torch.as_tensor(value)), slot
+
+
+def test_frozen_towers_are_rebuilt_instead_of_stored(parts, tmp_path):
+    folder = save(tmp_path, 1, parts)
+    for name in ("model", "teacher"):
+        stored = load_file(folder / f"{name}.safetensors")
+        assert any("projection" in key for key in stored)
+        assert not any("tower" in key for key in stored)
+
+
+def test_a_run_with_frozen_towers_is_loaded_with_them(tiny_settings, tmp_path):
+    run = train(config_of(tiny_settings, tmp_path, **FROZEN))
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    loaded = load_run(tmp_path)
+    assert torch.equal(loaded.model.encode_image(pixels), run.model.encode_image(pixels))
+    assert torch.equal(
+        loaded.teacher.model.encode_text(["a"]), run.teacher.model.encode_text(["a"])
+    )
+
+
+def test_a_tower_that_trained_needs_no_pretrained_weights_to_be_loaded(
+    tiny_settings, tmp_path, monkeypatch
+):
+    """The checkpoint holds all its tensors; a download would be for nothing."""
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr("timm.create_model", lambda name, **options: create(name))
+    config = config_of(tiny_settings, tmp_path, image_weights="pretrained")
+    run = train(config)
+
+    def offline(name, pretrained=False):
+        if pretrained:
+            raise OSError("no network")
+        return create(name)
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(OSError, match="could not download"):
+        build_dual_encoder(config)
+    loaded = load_run(tmp_path)
+    assert loaded.config == config
+    assert loaded.config.image_weights == "pretrained"
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+
+
+@pytest.fixture
+def with_weights_file(tiny_settings, tmp_path):
+    """A run whose frozen image tower comes from a file, and the file."""
+    import timm
+
+    path = tmp_path / "weights.safetensors"
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    config = config_of(tiny_settings, tmp_path / "run", image_weights=str(path), **FROZEN)
+    train(config)
+    return config, path
+
+
+def test_frozen_weights_that_changed_since_the_training_are_refused(with_weights_file):
+    config, path = with_weights_file
+    load_run(config.output_dir)
+    rewrite(path, lambda tensors: tensors["conv1.0.weight"].mul_(2))
+    message = "frozen image encoder is not the one.*image_encoder and image_weights"
+    with pytest.raises(ValueError, match=message):
+        load_run(config.output_dir)
+    with pytest.raises(ValueError, match=message):
+        train(config.model_copy(update={"resume": True}))
+    path.unlink()
+    with pytest.raises(ValueError, match="no such file"):
+        load_run(config.output_dir)
+
+
+def test_a_frozen_text_encoder_that_changed_is_named(with_weights_file):
+    config, _ = with_weights_file
+    path = latest_checkpoint(config.output_dir) / "state.json"
+    frozen = json.loads(path.read_text())["frozen"]
+    assert frozen.keys() == {"image_tower", "text_tower"}
+    edit_json(path, frozen={**frozen, "text_tower": "another"})
+    with pytest.raises(ValueError, match="frozen text encoder .*text_encoder and text_weights"):
+        load_run(config.output_dir)
+
+
+def test_a_folder_without_a_finished_run_is_refused(copied, tmp_path):
+    message = "no run with a checkpoint here; give the output_dir"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_run(tmp_path / "nothing")
+    (copied / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(FileNotFoundError, match=message):
+        load_run(copied)
+    (tmp_path / "config.json").rename(copied / "config.json")
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(FileNotFoundError, match=message):
+        load_run(copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("model", "log_logit_scale"),
+        ("model", "image_tower.net.bn1.running_mean"),
+        ("teacher", "model.text_projection.2.weight"),
+        ("teacher", "n_updates"),
+    ],
+)
+def test_tensors_that_are_missing_are_named(copied, file, tensor):
+    rewrite(latest_checkpoint(copied) / f"{file}.safetensors", lambda stored: stored.pop(tensor))
+    message = rf"{file}.safetensors' does not fit .*: 1 tensor\(s\) differ, .* {tensor} missing"
+    with pytest.raises(ValueError, match=message):
+        load_run(copied)
+
+
+def test_tensors_that_no_tower_has_are_named(copied):
+    path = latest_checkpoint(copied) / "model.safetensors"
+    rewrite(path, lambda stored: stored.update(surplus=torch.ones(1)))
+    with pytest.raises(ValueError, match=r"1 tensor\(s\) differ, the first: surplus unexpected"):
+        load_run(copied)
+
+
+def test_a_configuration_of_another_shape_is_refused(copied):
+    edit_json(copied / "config.json", embedding_dim=8)
+    with pytest.raises(
+        ValueError, match=r"image_projection.2.weight has shape \(16, \d+\), not \(8,"
+    ):
+        load_run(copied)
+
+
+def test_rows_up_to_the_checkpoint_are_read_and_a_torn_one_is_not(tmp_path):
+    rows = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    assert read_history(tmp_path, 9) == rows
+    assert read_history(tmp_path, 2) == rows[:2]
+    assert read_history(tmp_path / "nothing", 9) == []
+
+
+def test_rows_past_the_checkpoint_are_dropped_when_the_run_goes_on(copied, trained):
+    """They are trained again: kept, each would be in the file twice."""
+    metrics = copied / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    config = trained.config.model_copy(update={"output_dir": str(copied), "resume": True})
+    resumed = train(config)
+    assert resumed.history == trained.history
+    assert [json.loads(line) for line in metrics.read_text().splitlines()] == trained.history
+
+
+def test_free_settings_may_change_on_resume_and_others_may_not(copied, trained):
+    settings = {**trained.config.model_dump(), "output_dir": str(copied), "resume": True}
+    folder, checkpoint = start_run_dir(RunConfig(**{**settings, "checkpoint_every": 7}))
+    assert (folder, checkpoint) == (copied, latest_checkpoint(copied))
+    with pytest.raises(ValueError, match=r"resume=True: .*learning_rate=0.5 \(was 0.001\)"):
+        start_run_dir(RunConfig(**{**settings, "learning_rate": 0.5}))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_checkpoints_that_belong_to_no_configuration_are_moved_aside(copied, trained, resume):
+    """They would pass for this run's own, whatever trained them."""
+    (copied / "config.json").unlink()
+    settings = {**trained.config.model_dump(), "output_dir": str(copied), "resume": resume}
+    assert start_run_dir(RunConfig(**settings)) == (copied, None)
+    assert latest_checkpoint(copied) is None
+    assert latest_checkpoint(copied / "earlier-1") is not None
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tiny_settings, tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(OSError, match="cannot be written .*give a folder that you may write to"):
+        start_run_dir(config_of(tiny_settings, tmp_path / "run"))

@@ -1,0 +1,218 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import zslkit.trainer
+from zslkit.__main__ import app, main
+from zslkit.checkpoint import load_run
+from zslkit.config import RunConfig
+from zslkit.pairs import open_pairs
+from zslkit.trainer import train
+
+
+def run_line(*words, code=0):
+    """Run a command line in this process; give what it printed, without progress if it is well."""
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "300"})
+    assert result.exit_code == code, result.output
+    return result.output if code else result.stdout
+
+
+def options_of(settings, folder):
+    settings = {**settings, "output_dir": folder}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_settings, tmp_path_factory):
+    """The folder of a run that the command line trained."""
+    folder = tmp_path_factory.mktemp("run")
+    output = run_line("train", *options_of(tiny_settings, folder))
+    assert str(folder / "results.json") in output
+    return folder
+
+
+def test_every_field_of_the_configuration_is_an_option():
+    import typer
+
+    command = typer.main.get_command(app).commands["train"]
+    spellings = {name for option in command.params for name in option.opts}
+    for name in RunConfig.model_fields:
+        assert f"--{name}" in spellings
+        assert f"--{name.replace('_', '-')}" in spellings
+    assert {option.name for option in command.params} == {"preset", *RunConfig.model_fields}
+    helps = {option.name: option.help for option in command.params}
+    assert helps["epsilon"] == RunConfig.model_fields["epsilon"].description
+
+
+def test_options_reach_the_run_in_the_type_of_their_field(monkeypatch):
+    given = []
+
+    def refuse(config):
+        given.append(config)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(zslkit.trainer, "train", refuse)
+    words = ("--preset=laptop", "--epochs", "3", "--learn-logit-scale", "false")
+    words += ("--cache_dir", "none", "--prompt-templates", '["a {}", "the {}"]')
+    run_line("train", *words, code=1)
+    assert given == [
+        RunConfig.preset(
+            "laptop",
+            epochs=3,
+            learn_logit_scale=False,
+            cache_dir=None,
+            prompt_templates=("a {}", "the {}"),
+        )
+    ]
+
+
+def test_a_misspelt_option_is_refused_with_the_nearest():
+    output = run_line("train", "--epocs", "3", code=2)
+    assert "No such option: --epocs" in output
+    assert "--epochs" in output.replace("--epocs", "")
+
+
+def test_an_impossible_value_ends_with_one_line_and_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "zslkit", "train", "--epochs", "0"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("zslkit: epochs='0': ")
+    assert "greater than or equal to 1" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --preset laptob", "preset='laptob': no such preset; did you mean laptop?"),
+        ("evaluate nowhere", "run_dir='nowhere': no run with a checkpoint here"),
+        ("data verify toi", "manifest 'toi' is not known; did you mean toy?"),
+    ],
+)
+def test_errors_that_say_what_to_do_come_without_a_traceback(line, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["zslkit", *line.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"zslkit: {message}" + (
+        "; give the output_dir of a finished training run\n" if "nowhere" in line else "\n"
+    )
+
+
+def test_training_writes_a_run_with_its_results(run_dir, tiny_settings):
+    results = json.loads((run_dir / "results.json").read_text())
+    assert results["metrics"].keys() == {"retrieval", "zeroshot"}
+    assert load_run(run_dir).config == RunConfig(**tiny_settings, output_dir=str(run_dir))
+
+
+def test_evaluating_prints_what_training_measured(run_dir):
+    results = json.loads((run_dir / "results.json").read_text())
+    assert json.loads(run_line("evaluate", run_dir)) == results["metrics"]
+
+
+def test_evaluation_takes_another_split(run_dir):
+    metrics = json.loads(run_line("evaluate", run_dir, "--split", "train"))
+    expected = 1 / len(open_pairs(load_run(run_dir).config.manifest, "train").class_names)
+    assert metrics["zeroshot"]["hit@1"]["chance"] == pytest.approx(expected)
+    assert run_line("evaluate", run_dir, "--manifest", "none").count("hit@1") == 0
+
+
+def test_predicting_names_classes_by_probability(run_dir, tmp_path):
+    pairs = open_pairs(load_run(run_dir).config.manifest, "test")
+    for number in range(2):
+        pairs[number].image.save(tmp_path / f"{number}.png")
+    classes = "red star, blue circle,, green square"
+    files = [tmp_path / "0.png", tmp_path / "1.png"]
+    lines = run_line("predict", run_dir, *files, "--classes", classes).splitlines()
+    assert [lines[0], lines[4]] == [str(file) for file in files]
+    shares = [float(line.split("%")[0]) for line in lines[1:4]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert shares == sorted(shares, reverse=True)
+    names = {line.split(maxsplit=2)[2] for line in lines[1:4]}
+    assert names == {"red star", "blue circle", "green square"}
+    few = run_line("predict", run_dir, files[0], "--classes", classes, "--k", "1")
+    assert few.splitlines() == lines[:2]
+    run_line("predict", run_dir, tmp_path / "none.png", "--classes", classes, code=2)
+
+
+def test_embedding_writes_unit_vectors_with_their_rows(run_dir, tmp_path, tiny_settings):
+    output = run_line(
+        "embed", run_dir, tiny_settings["manifest"], "test", tmp_path / "e.safetensors"
+    )
+    assert "32 embeddings of 16 dimensions" in output
+    tensors = load_file(tmp_path / "e.safetensors")
+    assert tensors["rows"].tolist() == list(range(32))
+    torch.testing.assert_close(tensors["embeddings"].norm(dim=1), torch.ones(32))
+
+
+def test_an_interrupted_training_exits_130_and_goes_on(tiny_settings, tmp_path, monkeypatch):
+    def press_ctrl_c(run, row):
+        if row["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zslkit.trainer, "train", lambda config: train(config, [press_ctrl_c]))
+        output = run_line("train", *options_of(tiny_settings, tmp_path), code=130)
+    assert "stopped at step 2; go on with --resume true" in output
+    assert not (tmp_path / "results.json").exists()
+    run_line("train", *options_of(tiny_settings, tmp_path), "--resume", "true")
+    assert load_run(tmp_path).record["steps"] == 4
+
+
+def test_only_the_first_of_several_processes_reports(tiny_settings, tmp_path, monkeypatch):
+    def train_as_second_process(config):
+        run = train(config)
+        monkeypatch.setattr("zslkit.dist.rank", lambda: 1)
+        return run
+
+    monkeypatch.setattr(zslkit.trainer, "train", train_as_second_process)
+    assert "results.json" not in run_line("train", *options_of(tiny_settings, tmp_path))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_manifests_at_hand_are_listed():
+    assert {"toy", "flickr8k", "caltech20", "my_pairs_example"} <= {
+        *run_line("data", "list").split()
+    }
+
+
+def test_sound_data_is_called_sound():
+    assert "toy: " in run_line("data", "verify", "toy")
+
+
+def test_a_missing_file_is_named_with_how_to_obtain_it(tmp_path):
+    manifest = {
+        **{"name": "mine", "kind": "table", "title": "t", "licence": "x"},
+        **{"how_to_obtain": "Ask the neighbour.", "caption_field": "caption"},
+        **{"splits": {"train": {"table": "pairs.csv"}}},
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(manifest))
+    output = run_line("data", "verify", tmp_path / "mine.json", code=1)
+    assert "pairs.csv: missing" in output
+    assert "1 problems. Ask the neighbour." in output
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "pairs.csv").write_text("image,caption\n")
+    run_line("data", "verify", tmp_path / "mine.json", "--data-root", tmp_path / "elsewhere")
+
+
+def test_the_report_runs_numbered_notebooks_in_order(tmp_path, monkeypatch):
+    for name in ("03_train.ipynb", "00_quickstart.ipynb", "draft.ipynb", "00_notes.txt"):
+        (tmp_path / name).touch()
+    given = []
+    monkeypatch.setattr("zslkit.report.build_report", lambda *words: given.append(words) or "index")
+    output = run_line("report", "--notebooks", tmp_path, "--output-dir", tmp_path / "out")
+    assert output == "index\n"
+    notebooks, folder, _ = given[0]
+    assert [path.name for path in notebooks] == ["00_quickstart.ipynb", "03_train.ipynb"]
+    assert folder == tmp_path / "out"

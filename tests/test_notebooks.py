@@ -1,0 +1,171 @@
+"""Every notebook runs headlessly on tiny data and leaves results that can be read back."""
+
+import math
+import re
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from zslkit.config import RunConfig
+from zslkit.report import load_results
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OWN = {  # parameters that are a notebook's, not a run's
+    "00_quickstart": set(),
+    "03_train": {"preset"},
+    "05_zero_shot_evaluation": {"run_dir"},
+    "08_compare_objectives": {"preset", "seeds", "objectives", "metric"},
+}
+
+
+def by_name(name):
+    return next(path for path in NOTEBOOKS if path.stem == name)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def run(name, folder, **parameters):
+    """Execute a copy from the repository's root; return its results."""
+    output = folder / f"{name}.ipynb"
+    papermill.execute_notebook(
+        by_name(name),
+        output,
+        {"output_dir": str(folder / name), **parameters},
+        kernel_name="python3",
+        cwd=ROOT,
+        progress_bar=False,
+    )
+    return load_results(folder / name)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_settings):
+    keys = ("manifest", "zeroshot_manifest", "batch_size")
+    return {key: tiny_settings[key] for key in keys}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_settings):
+    """Folder and results of notebook 03."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    settings = {name: value for name, value in tiny_settings.items() if value is not None}
+    return folder, run("03_train", folder, **settings, max_steps=3)
+
+
+def estimates(metrics):
+    for value in metrics.values():
+        if "value" in value:
+            yield value
+        else:
+            yield from estimates(value)
+
+
+def assert_sound(results):
+    for estimate in estimates(results["metrics"]):
+        assert math.isfinite(estimate["value"])
+        if "low" in estimate:
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    assert re.fullmatch("[0-9a-f]{64}", results["manifest_checksum"])
+    assert results["versions"].keys() >= {"zslkit", "python", "torch"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_has_one_parameters_cell_a_results_cell_last_and_no_outputs(path):
+    cells = code_cells(path)
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1
+    assert cells[-1].metadata["tags"] == ["results"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    assert not any(re.search(r"^(def|class) ", cell.source, re.MULTILINE) for cell in cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_fields_of_a_run_with_their_types(path):
+    declared = papermill.inspect_notebook(path)
+    assert declared.keys() <= RunConfig.model_fields.keys() | OWN[path.stem]
+    for name, parameter in declared.items():
+        assert parameter["help"], f"{name} has no help"
+        if name in RunConfig.model_fields:
+            annotation = str(RunConfig.model_fields[name].annotation)
+            expected = parameter["inferred_type_name"]
+            assert expected in annotation or "Literal" in annotation, name
+
+
+def test_training_notebook_declares_every_field_of_a_run():
+    declared = papermill.inspect_notebook(by_name("03_train"))
+    assert declared.keys() == RunConfig.model_fields.keys() | {"preset"}
+
+
+def test_quickstart_measures_and_names_chance(tmp_path, tiny):
+    results = run("00_quickstart", tmp_path, **tiny, max_steps=2, seed=5)
+    assert_sound(results)
+    hit = results["metrics"]["zeroshot"]["hit@1"]
+    assert hit["n"] == 32
+    assert 0 < hit["chance"] < 0.1
+    assert results["seed"] == 5
+
+
+def test_train_leaves_a_run_its_results_and_figures(trained):
+    folder, results = trained
+    assert_sound(results)
+    assert results["extra"]["steps"] == 3
+    assert results["config"]["max_steps"] == 3
+    assert {"recall@1", "recall@10"} <= results["metrics"]["retrieval"]["text_to_image"].keys()
+    for figure in ("pairs", "curves", "soft_targets", "retrieval", "zeroshot"):
+        assert (folder / "03_train" / results["figures"][figure]).stat().st_size > 5000
+    assert len((folder / "03_train" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
+    folder, training = trained
+    results = run("05_zero_shot_evaluation", tmp_path, run_dir=str(folder / "03_train"))
+    assert_sound(results)
+    assert results["metrics"]["zeroshot"] == training["metrics"]["zeroshot"]
+    assert len(results["metrics"]["templates"]) == 3
+
+
+def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
+    results = run(
+        "08_compare_objectives",
+        tmp_path,
+        **tiny,
+        max_steps=2,
+        seeds="[0, 1]",
+        objectives=["InfoNCE", "transport"],
+    )
+    assert_sound(results)
+    summary = results["metrics"]["summary"]
+    assert summary.keys() == {
+        *("InfoNCE", "transport", "transport - InfoNCE", "transport / InfoNCE")
+    }
+    difference = summary["transport"]["value"] - summary["InfoNCE"]["value"]
+    assert summary["transport - InfoNCE"]["value"] == pytest.approx(difference)
+    assert summary["InfoNCE"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("03_train", {"epocs": 3}, "epocs=3: no such parameter; did you mean epochs"),
+        ("03_train", {"resume": "perhaps"}, "resume='perhaps': Input should be a valid boolean"),
+        ("00_quickstart", {"epochs": 0}, "epochs=0: Input should be greater than or equal to 1"),
+        ("05_zero_shot_evaluation", {"run_dri": "x"}, "did you mean run_dir"),
+        ("05_zero_shot_evaluation", {"run_dir": "nowhere"}, "run_dir='nowhere': no run with"),
+        ("08_compare_objectives", {"seeds": "three"}, "seeds='three': must be a list such as"),
+    ],
+)
+def test_a_wrong_parameter_stops_in_the_first_cells(tmp_path, name, parameters, message):
+    with pytest.raises(papermill.PapermillExecutionError, match=re.escape(message)) as error:
+        run(name, tmp_path, **parameters)
+    assert error.value.exec_count <= 3
+
+
+def test_the_commands_exist_that_the_readme_promises():
+    readme = (ROOT / "README.md").read_text()
+    assert "papermill notebooks/03_train.ipynb out.ipynb -p epochs 32" in readme
+    assert all(f"notebooks/{path.name}" in readme for path in NOTEBOOKS)
