@@ -8,8 +8,15 @@ from PIL import Image
 import zslkit.evaluation
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
-from zslkit.evaluation import embed_images, embed_texts, evaluate, rank_labelled_images
+from zslkit.evaluation import (
+    embed_images,
+    embed_texts,
+    evaluate,
+    example_targets,
+    rank_labelled_images,
+)
 from zslkit.pairs import open_pairs
+from zslkit.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +193,18 @@ def test_recall_at_k_needs_more_candidates_than_k(model, config, photos):
         )
         retrieval = evaluate(model, few)["retrieval"]
     assert "recall@5" not in retrieval["text_to_image"]
+
+
+def test_example_targets_are_those_of_the_objective(tiny_settings, tmp_path):
+    config = RunConfig(**tiny_settings, max_steps=1, output_dir=str(tmp_path))
+    run = train(config)
+    pairs = open_pairs(config.manifest, "train")
+    targets = example_targets(run, pairs, range(5))
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(5))
+    teacher, transform = run.teacher.model, run.model.image_transform(train=False)
+    images = teacher.encode_image(torch.stack([transform(pairs[i].pixels) for i in range(5)]))
+    texts = teacher.encode_text([pairs[i].captions[0] for i in range(5)])
+    expected = (images @ texts.T / config.teacher_temperature).softmax(dim=1)
+    torch.testing.assert_close(targets, expected)
+    run.config = config.model_copy(update={"soft_targets": "none"})
+    assert example_targets(run, pairs, range(5)) is None

@@ -16,6 +16,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OWN = {  # parameters that are a notebook's, not a run's
     "00_quickstart": set(),
     "03_train": {"preset"},
+    "04_temperature_ablation": {
+        *("preset", "temperatures", "contrastive_weights", "seeds", "metric")
+    },
     "05_zero_shot_evaluation": {"run_dir"},
     "08_compare_objectives": {"preset", "seeds", "objectives", "metric"},
 }
@@ -129,6 +132,22 @@ def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
     assert len(results["metrics"]["templates"]) == 3
 
 
+def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):
+    results = run(
+        "04_temperature_ablation",
+        tmp_path,
+        **tiny,
+        max_steps=2,
+        seeds=[0, 1],
+        temperatures="[0.01, 1.0]",
+    )
+    assert_sound(results)
+    summary, entropy = results["metrics"]["summary"], results["metrics"]["target_entropy"]
+    assert {"one-hot", "uniform", "T 0.01 w 0.5", "T 1.0 w 0.5"} <= summary.keys()
+    assert entropy["T 0.01 w 0.5"]["value"] < entropy["T 1.0 w 0.5"]["value"]
+    assert entropy["uniform"]["value"] == pytest.approx(math.log(tiny["batch_size"]), rel=1e-3)
+
+
 def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
     results = run(
         "08_compare_objectives",
@@ -156,6 +175,7 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
         ("00_quickstart", {"epochs": 0}, "epochs=0: Input should be greater than or equal to 1"),
         ("05_zero_shot_evaluation", {"run_dri": "x"}, "did you mean run_dir"),
         ("05_zero_shot_evaluation", {"run_dir": "nowhere"}, "run_dir='nowhere': no run with"),
+        ("04_temperature_ablation", {"temprature": 1}, "did you mean temperatures"),
         ("08_compare_objectives", {"seeds": "three"}, "seeds='three': must be a list such as"),
     ],
 )

@@ -113,3 +113,16 @@ def test_predictions_tick_the_true_class():
     assert bars.patches[0].get_facecolor() != bars.patches[1].get_facecolor()
     plain = plots.prediction_grid(IMAGES[:1], PREDICTIONS[:1]).axes[1]
     assert plain.texts[0].get_text() == "cat"
+
+
+def test_interval_curves_draw_points_limits_and_a_second_axis():
+    points = [{"value": v, "low": v - 0.1, "high": v + 0.2} for v in (0.3, 0.5)]
+    figure = plots.interval_curves(
+        [0.01, 0.1], {"w 0.5": points}, {"one-hot": 0.4}, [1.0, 2.0], ("T", "hit@1", "entropy")
+    )
+    left, right = figure.axes
+    line = left.containers[0].lines[0]
+    assert line.get_ydata().tolist() == pytest.approx([30, 50])
+    assert left.get_ylabel() == "hit@1 (%)"
+    assert [round(y) for y in left.lines[-1].get_ydata()] == [40, 40]
+    assert list(right.lines[0].get_ydata()) == [1, 2]

@@ -31,24 +31,10 @@ FROZEN = {"image_tower": "frozen", "text_tower": "frozen"}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Settings of a run that takes a second, on 32 toy scenes of 32 pixels."""
-    folder = tmp_path_factory.mktemp("data")
-    splits = {s: {"scenes": s, "n": 32} for s in ("train", "test")}
-    manifest = {"name": "tiny", "kind": "toy", "title": "t", "licence": "x", "how_to_obtain": "x"}
-    (folder / "tiny.json").write_text(json.dumps({**manifest, "image_size": 32, "splits": splits}))
-    return {
-        "manifest": str(folder / "tiny.json"),
-        "zeroshot_manifest": str(folder / "tiny.json"),
-        "image_encoder": "timm:test_resnet",
-        "image_size": 32,
-        "embedding_dim": 16,
-        "batch_size": 8,
-        "epochs": 2,
-        "checkpoint_every": 100,
-        "cache_dir": None,
-        "image_dropout": 0.2,  # so that resumed runs must also restore the random state
-    }
+def tiny(tiny_settings):
+    """Settings of a run that takes a second: two epochs of four batches."""
+    # dropout, so that resumed runs must also restore the random state
+    return {**tiny_settings, "epochs": 2, "checkpoint_every": 100, "image_dropout": 0.2}
 
 
 def config_of(tiny, folder, **changes):

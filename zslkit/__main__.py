@@ -50,6 +50,7 @@ def takes_config(command: Callable) -> Callable:
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
+    from zslkit import dist
     from zslkit.evaluation import evaluate
     from zslkit.report import record
     from zslkit.trainer import train as run_training
@@ -58,6 +59,8 @@ def train(config: RunConfig) -> None:
     if run.record["interrupted"]:
         typer.echo(f"stopped at step {run.record['steps']}; go on with --resume true")
         raise typer.Exit(130)
+    if dist.rank() > 0:  # one report is enough
+        return
     typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.record))
 
 

@@ -51,6 +51,8 @@ def embed(
         None computes without keeping.
     image_size : int, optional
         Side of the square for images, in pixels; None means that items are texts.
+    batch_size : int
+        Images, or texts of similar length, that pass the tower at once.
     workers : int
         Processes that decode images.
     description : str
@@ -67,7 +69,10 @@ def embed(
     if path is not None and path.is_file():
         broken = json.loads(path.with_suffix(".json").read_text())["broken"]
         return Embeddings(_open(path), tuple(broken))
-    chunks = _texts(items) if image_size is None else _images(items, image_size, workers)
+    if image_size is None:
+        chunks = _texts(items, batch_size)
+    else:
+        chunks = _images(items, image_size, batch_size, workers)
     rows = np.zeros((len(items), tower.feature_dim), dtype=np.float32)
     broken: list[str] = []
     for indices, inputs, unreadable in _progress(chunks, len(items), description):
@@ -90,7 +95,7 @@ def _forward(tower: nn.Module, inputs, device: torch.device | str) -> np.ndarray
     return features
 
 
-def _texts(texts: Sequence[str], batch_size: int = 256) -> Iterator[tuple]:
+def _texts(texts: Sequence[str], batch_size: int) -> Iterator[tuple]:
     """Batch texts of similar length: padding would be most of the work otherwise."""
     order = np.argsort([len(text) for text in texts], kind="stable")
     for start in range(0, len(order), batch_size):
@@ -98,7 +103,7 @@ def _texts(texts: Sequence[str], batch_size: int = 256) -> Iterator[tuple]:
         yield rows, [texts[i] for i in rows], ()
 
 
-def _images(pairs, image_size: int, workers: int, batch_size: int = 128) -> Iterator[tuple]:
+def _images(pairs, image_size: int, batch_size: int, workers: int) -> Iterator[tuple]:
     from zslkit.pairs import iterate_batches
 
     batches = iterate_batches(
@@ -136,9 +141,10 @@ def _open(path: Path) -> Tensor:
 
 
 def _store(path: Path, rows: np.ndarray, facts: dict) -> None:
-    """Write the facts, then the array under its final name, so that a reader sees both."""
-    path.with_suffix(".json").write_text(json.dumps(facts))
+    """Write the facts, then the array; each appears whole, and a reader of one sees both."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(facts))
+    temporary.replace(path.with_suffix(".json"))
     with temporary.open("wb") as file:
         np.save(file, rows)
     temporary.replace(path)

@@ -6,6 +6,7 @@ A run folder holds ``config.json``, ``metrics.jsonl``, ``run.json`` and ``checkp
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zslkit import dist
 from zslkit.config import RunConfig
 
 # What may differ between a run and its continuation without changing a single weight.
@@ -21,6 +23,7 @@ FREE_TO_CHANGE = {
     *("tensorboard", "threads", "zeroshot_manifest", "zeroshot_split", "test_split"),
     "prompt_templates",
 }
+_RUN_FILES = ("metrics.jsonl", "run.json", "tensorboard", "checkpoints", "config.json")
 
 
 @dataclass
@@ -54,6 +57,20 @@ def start_run_dir(config: RunConfig) -> tuple[Path, Path | None]:
         If ``resume`` is asked for with a configuration that would train differently.
     """
     run_dir = Path(config.output_dir)
+    goes_on, problem = False, None
+    if dist.rank() == 0:  # a second process would move aside what the first has just begun
+        try:
+            goes_on = _prepare(run_dir, config)
+        except (OSError, ValueError) as error:
+            problem = error
+    if dist.any_process(problem is not None):
+        raise problem or OSError(f"output_dir={config.output_dir!r}: see the error of process 0")
+    goes_on = dist.any_process(goes_on)
+    return run_dir, latest_checkpoint(run_dir) if goes_on else None
+
+
+def _prepare(run_dir: Path, config: RunConfig) -> bool:
+    """Make the folder ready; tell whether it holds a run to go on with."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         probe = run_dir / f".writable-{os.getpid()}"
@@ -64,13 +81,13 @@ def start_run_dir(config: RunConfig) -> tuple[Path, Path | None]:
             f"output_dir={config.output_dir!r}: cannot be written ({error.strerror}); "
             "give a folder that you may write to"
         ) from error
-    if (run_dir / "config.json").is_file():
-        if config.resume:
-            _check_same_run(run_dir, config)
-            return run_dir, latest_checkpoint(run_dir)
+    if config.resume and (run_dir / "config.json").is_file():
+        _check_same_run(run_dir, config)
+        return True
+    if any((run_dir / name).exists() for name in _RUN_FILES):
         _move_aside(run_dir)
     write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    return run_dir, None
+    return False
 
 
 def _check_same_run(run_dir: Path, config: RunConfig) -> None:
@@ -94,7 +111,7 @@ def _move_aside(run_dir: Path) -> None:
     while (aside := run_dir / f"earlier-{number}").exists():
         number += 1
     aside.mkdir()
-    for name in ("metrics.jsonl", "run.json", "checkpoints", "config.json"):
+    for name in _RUN_FILES:
         if (run_dir / name).exists():
             (run_dir / name).rename(aside / name)
 
@@ -125,7 +142,7 @@ def save_checkpoint(
     Parameters
     ----------
     state : dict
-        JSON values: epoch, batch within it, counters.
+        What else the loop needs: JSON values and tensors.
 
     Returns
     -------
@@ -142,10 +159,11 @@ def save_checkpoint(
     _save_tensors(names, temporary / "model.safetensors")
     if teacher is not None:
         own = teacher.state_dict()
-        kept = {name: own[name] for name in ("ready", "n_updates")}
-        kept |= {f"model.{name}": own[f"model.{name}"] for name in names}
+        kept = {name: own[name] for name in _teacher_names(names)}
         _save_tensors(kept, temporary / "teacher.safetensors")
     moments, groups = _flatten_optimizer(optimizer)
+    moments |= {f"state.{n}": t for n, t in state.items() if isinstance(t, Tensor)}
+    state = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     moments["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         moments["rng.cuda"] = torch.cuda.get_rng_state()
@@ -163,11 +181,14 @@ def save_checkpoint(
 def restore_checkpoint(
     folder: Path, model: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Load a checkpoint into freshly built parts; return its ``state``."""
-    _load_trained(model, folder / "model.safetensors")
-    if teacher is not None:
-        _load_trained(teacher, folder / "teacher.safetensors")
-    state = json.loads((folder / "state.json").read_text())
+    """Load a checkpoint into freshly built parts; return its ``state``.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint does not fit the parts, or frozen towers differ from the run's.
+    """
+    state = _load_weights(folder, model, teacher)
     moments = _read_tensors(folder / "optimizer.safetensors")
     torch.set_rng_state(moments.pop("rng.cpu"))
     if (cuda_state := moments.pop("rng.cuda", None)) is not None and torch.cuda.is_available():
@@ -175,6 +196,9 @@ def restore_checkpoint(
     nested: dict[int, dict[str, Tensor]] = {}
     for name, tensor in moments.items():
         index, _, slot = name.partition(".")
+        if index == "state":
+            state[slot] = tensor
+            continue
         nested.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({"state": nested, "param_groups": state.pop("param_groups")})
     return state
@@ -203,7 +227,8 @@ def load_run(run_dir: str | Path) -> Run:
     FileNotFoundError
         If the folder holds no run or no checkpoint yet.
     ValueError
-        If the weights do not fit the towers that the configuration describes.
+        If the weights do not fit the towers that the configuration describes, or a frozen
+        tower is no longer the one that the run was trained with.
     """
     from zslkit.encoders import build_dual_encoder
     from zslkit.teacher import Teacher
@@ -216,16 +241,18 @@ def load_run(run_dir: str | Path) -> Run:
             "give the output_dir of a finished training run"
         )
     config = RunConfig(**json.loads((run_dir / "config.json").read_text()))
-    model = build_dual_encoder(config)
-    _load_trained(model, folder / "model.safetensors")
+    # The checkpoint holds all tensors of a tower that trained: no pretrained ones are needed.
+    needless = {f"{kind}_weights": "none" for kind in ("image", "text")
+                if getattr(config, f"{kind}_tower") == "train"}  # fmt: skip
+    model = build_dual_encoder(config.model_copy(update=needless))
     teacher = None
     if (folder / "teacher.safetensors").is_file():
         teacher = Teacher(model, config.teacher, config.ema_decay, config.ema_warmup)
-        _load_trained(teacher, folder / "teacher.safetensors")
+    state = _load_weights(folder, model, teacher)
     record_path = run_dir / "run.json"
     record = json.loads(record_path.read_text()) if record_path.is_file() else {}
-    step = json.loads((folder / "state.json").read_text())["step"]
-    return Run(model.eval(), config, read_history(run_dir, step), run_dir, teacher, record)
+    history = read_history(run_dir, state["step"])
+    return Run(model.eval(), config, history, run_dir, teacher, record)
 
 
 def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
@@ -249,22 +276,49 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _load_trained(module: nn.Module, path: Path) -> None:
-    result_of = _read_tensors(path)
-    unexpected = module.load_state_dict(result_of, strict=False).unexpected_keys
-    trained = getattr(module, "model", module)
-    prefix = "model." if trained is not module else ""
-    missing = [n for n in _names_that_train(trained) if prefix + n not in result_of]
-    if unexpected or missing:
+def _load_weights(folder: Path, model: nn.Module, teacher: nn.Module | None) -> dict[str, Any]:
+    """Load student and teacher and check the towers that are not stored; return the state."""
+    names = trained_state(model).keys()
+    _load_tensors(model, folder / "model.safetensors", names)
+    if teacher is not None:
+        _load_tensors(teacher, folder / "teacher.safetensors", _teacher_names(names))
+    state = json.loads((folder / "state.json").read_text())
+    _check_frozen(model, state.get("frozen", {}))
+    return state
+
+
+def _load_tensors(module: nn.Module, path: Path, names: Iterable[str]) -> None:
+    stored, own = _read_tensors(path), module.state_dict()
+    problems = [f"{name} missing" for name in names if name not in stored]
+    problems += [f"{name} unexpected" for name in stored if name not in names]
+    problems += [
+        f"{name} has shape {tuple(stored[name].shape)}, not {tuple(own[name].shape)}"
+        for name in names
+        if name in stored and stored[name].shape != own[name].shape
+    ]
+    if problems:
         raise ValueError(
             f"{str(path)!r} does not fit the towers of its configuration: "
-            f"{len(unexpected)} unexpected and {len(missing)} missing tensors, "
-            f"first {(unexpected + missing)[0]!r}"
+            f"{len(problems)} tensor(s) differ, the first: {problems[0]}"
         )
+    module.load_state_dict(stored, strict=False)
 
 
-def _names_that_train(model: nn.Module) -> list[str]:
-    return [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+def _check_frozen(model: nn.Module, fingerprints: dict[str, str]) -> None:
+    """Refuse frozen towers that are not those of the training: the rest would not suit them."""
+    from zslkit.encoders import fingerprint
+
+    for tower, expected in fingerprints.items():
+        if fingerprint(getattr(model, tower)) != expected:
+            kind = tower.removesuffix("_tower")
+            raise ValueError(
+                f"the frozen {kind} encoder is not the one this run was trained with: what "
+                f"{kind}_encoder and {kind}_weights name has changed since; restore it"
+            )
+
+
+def _teacher_names(names: Iterable[str]) -> list[str]:
+    return ["ready", "n_updates", *(f"model.{name}" for name in names)]
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer):

@@ -44,13 +44,13 @@ class RunConfig(BaseModel):
     """Share of unreadable images above which a run stops."""
 
     # model
-    image_encoder: str = "timm:resnet10t"
+    image_encoder: str = "timm:test_byobnet"
     """torchvision:NAME or timm:NAME."""
     image_weights: str = "none"
     """pretrained (downloads), none (from scratch), or a safetensors file."""
     image_tower: str = "train"
     """train, frozen (BatchNorm statistics too) or last_blocks=N."""
-    image_size: int = Field(64, ge=16)
+    image_size: int = Field(48, ge=16)
     """Side of the square the image encoder sees, in pixels."""
     text_encoder: str = "small"
     """small (no download), or hf:NAME_OR_FOLDER with masked mean pooling."""
@@ -100,6 +100,10 @@ class RunConfig(BaseModel):
     """Share of pairs that progressive targets keep one-hot at the first step."""
     trusted_end: float = Field(0.0, ge=0.0, le=1.0)
     """The same at the last step; linear in between."""
+    pair_trust: bool = False
+    """Weigh each pair by the probability that its caption is right, from the teacher's losses."""
+    pair_trust_epoch: int = Field(3, ge=1)
+    """First epoch (from 0) with these weights; a younger teacher cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
     """Initial scale of similarities (1 / temperature), contrastive and distillation."""
     learn_logit_scale: bool = True
@@ -118,7 +122,7 @@ class RunConfig(BaseModel):
     """Chunks a batch is embedded in; the loss still sees the whole batch."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw or sgd (with momentum)."""
-    learning_rate: float = Field(1e-3, gt=0.0)
+    learning_rate: float = Field(3e-3, gt=0.0)
     """Peak learning rate."""
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     """Momentum of sgd."""
@@ -180,8 +184,8 @@ class RunConfig(BaseModel):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the soft targets come from a teacher."""
-        return self.soft_targets in ("teacher", "transport", "progressive")
+        """Whether soft targets or pair weights come from a teacher."""
+        return self.pair_trust or self.soft_targets in ("teacher", "transport", "progressive")
 
     @classmethod
     def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":
@@ -197,19 +201,37 @@ class RunConfig(BaseModel):
         return cls(**{**PRESETS[name], **changes})
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any]) -> "RunConfig":
+    def from_parameters(
+        cls,
+        parameters: Mapping[str, Any],
+        base: "RunConfig | None" = None,
+        other: Sequence[str] = (),
+    ) -> "RunConfig":
         """Build a configuration from papermill parameters or command-line options.
 
-        ``preset`` picks the starting values; a parameter that is None keeps the preset's.
+        Parameters
+        ----------
+        parameters : mapping
+            A parameter that is None keeps its starting value.
+        base : RunConfig, optional
+            Starting values; without it, those of the preset that ``preset`` names.
+        other : sequence of str
+            Names that belong to the caller: passed over here, but known when a name is misspelt.
 
         Raises
         ------
         ValueError
             One line for each parameter at fault: name, value, what would be right.
         """
-        changes = {name: value for name, value in parameters.items() if value is not None}
+        changes = {k: v for k, v in parameters.items() if v is not None and k not in other}
+        known = [*cls.model_fields, *other, *(["preset"] if base is None else [])]
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(unknown_name(name, value, known))
         try:
-            return cls.preset(changes.pop("preset", "toy"), **changes)
+            if base is None:
+                return cls.preset(changes.pop("preset", "toy"), **changes)
+            return cls(**{**base.model_dump(), **changes})
         except ValidationError as error:
             raise ValueError(explain(error)) from None
 
@@ -236,10 +258,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         teacher_temperature=0.07,
         ema_decay=0.99,
         batch_size=512,
-        epochs=30,
+        epochs=20,
         learning_rate=3e-3,
         weight_decay=0.1,
-        warmup_steps=20,
+        warmup_steps=11,
         clip_norm=None,
     ),
     # OTTER's published recipe (github.com/facebookresearch/OTTER, arXiv:2112.09445).
@@ -278,6 +300,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# For captions of which many are wrong: laptop, with pairs weighed by the teacher's trust.
+PRESETS["noisy"] = {**PRESETS["laptop"], "pair_trust": True}
+
+
 def parse_tower_mode(mode: str, field: str = "tower") -> int | None:
     """Read ``train`` as None, ``frozen`` as 0 and ``last_blocks=N`` as N trainable blocks.
 
@@ -302,6 +328,24 @@ def unknown_name(name: str, value: Any, known: Any, kind: str = "parameter") -> 
     return f"{name}={value!r}: no such {kind}; {hint}"
 
 
+def read_list(parameters: Mapping[str, Any], name: str) -> list:
+    """Read a parameter that is a list, or its text as papermill passes it.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    value = parameters[name]
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{name}={parameters[name]!r}: must be a list such as [0, 1, 2]")
+    return list(value)
+
+
 def explain(error: ValidationError) -> str:
     """Word a validation error as one line for each field: name, value, what is right."""
     lines = []
@@ -322,10 +366,7 @@ def _from_text(value: Any, model: type[BaseModel], name: str) -> Any:
     if value.lower() in ("none", "null") and "None" in annotation:
         return None
     if value.startswith("[") and "tuple" in annotation:
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            raise ValueError(f"{name}={value!r}: not a list in JSON, like [1, 2]") from None
+        return read_list({name: value}, name)
     return value
 
 

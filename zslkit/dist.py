@@ -14,6 +14,8 @@ from torch import Tensor
 def start(device: torch.device) -> None:
     """Join the process group that torchrun announces in the environment, if any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if device.type == "cuda" and device.index is None:  # one device for each process
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 

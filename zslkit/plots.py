@@ -84,6 +84,41 @@ def hit_bars(
     return figure
 
 
+def interval_curves(
+    x: Sequence[float],
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    limits: Mapping[str, float],
+    second: Sequence[float],
+    labels: tuple[str, str, str],
+) -> Figure:
+    """Draw fractions with intervals over a logarithmic x, limits across, and a second quantity.
+
+    Each point of a curve is a mapping with value, low and high; ``second`` has its own axis on
+    the right. ``labels`` name x, the fractions (in percent) and the second quantity.
+    """
+    figure = _figure(WIDTH * 0.85, 4.2)
+    axes = figure.subplots()
+    styles = zip((BLUE, ORANGE, GREEN, "black"), "os^D", strict=True)
+    for (name, points), (colour, marker) in zip(curves.items(), styles, strict=False):
+        value, low, high = (
+            100 * np.array([point[key] for point in points]) for key in ("value", "low", "high")
+        )
+        axes.errorbar(
+            x, value, np.abs([low - value, high - value]), color=colour, marker=marker,
+            capsize=3, label=name,
+        )  # fmt: skip
+    for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
+        axes.axhline(100 * value, color="black", ls=style, lw=1, label=name)
+    axes.set(xscale="log", xlabel=labels[0], ylabel=f"{labels[1]} (%)")
+    right = axes.twinx()
+    right.plot(x, second, color="grey", ls="--", label=labels[2])
+    right.set_ylabel(labels[2], color="dimgrey")
+    axes.spines["top"].set_visible(False)
+    right.spines["top"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
 def target_matrix(
     targets: Any, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
 ) -> Figure:

@@ -60,11 +60,11 @@ def record(
     results = {
         "name": folder.resolve().name,
         "metrics": _numbers(metrics, "metrics"),
-        "config": _portable(settings),
+        "config": portable(settings),
         "seed": settings.get("seed"),
         "manifest_checksum": manifest and load_manifest(manifest, root).checksum,
         "figures": {name: f"{name}.png" for name in figures},
-        "extra": _portable(extra or {}),
+        "extra": portable(extra or {}),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"zslkit": __version__, "python": platform.python_version(), **versions},
         "machine": {"platform": system, "cores": os.cpu_count(), "device": device},
@@ -228,12 +228,12 @@ def _numbers(value: Any, name: str) -> Any:
     return value
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """Make paths relative to the project; of those outside keep the last part, they name people."""
     if isinstance(value, Mapping):
-        return {key: _portable(item) for key, item in value.items()}
+        return {key: portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_portable(item) for item in value]
+        return [portable(item) for item in value]
     if isinstance(value, str | Path) and Path(value).is_absolute():
         path, root = Path(value), project_root()
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else f"…/{path.name}"

@@ -1,6 +1,6 @@
-"""A small text encoder, trained from scratch, that needs no vocabulary file and no download.
+"""A small text encoder, trained from scratch, that needs no vocabulary and no download.
 
-Dimensions: B = texts, L = words of the longest text, U = distinct words in the batch, W = width.
+Dimensions: B = texts, L = words of the longest text, U = distinct words, W = feature_dim.
 """
 
 import re
@@ -8,28 +8,26 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
-def word_buckets(word: str, n_buckets: int, shortest: int = 3, longest: int = 5) -> list[int]:
-    """Hash a word and its character n-grams into buckets.
+def word_buckets(word: str, n_buckets: int) -> list[int]:
+    """Hash a word and its 3- to 5-character n-grams into embedding rows.
 
-    The word is framed as ``<word>``, so that beginnings and ends are n-grams of their own and a
-    compound such as ``redstar`` shares buckets with ``red`` and with ``star``. crc32 is the same
-    in every process, which Python's ``hash`` is not.
+    The word is framed as ``<word>``, so that ``redstar`` shares ``<red`` with ``red`` and
+    ``star>`` with ``star``. crc32, unlike Python's ``hash``, is the same in every process.
 
     Parameters
     ----------
     word : str
-        One word, lower case.
+        One word.
     n_buckets : int
-        Number of rows of the embedding table.
-    shortest, longest : int
-        Range of n-gram lengths, in characters, both included.
+        Number of embedding rows.
 
     Returns
     -------
     list of int
-        Bucket of the whole word, then those of its n-grams from left to right.
+        Row of the whole word, then of its n-grams, short ones first.
 
     References
     ----------
@@ -37,17 +35,13 @@ def word_buckets(word: str, n_buckets: int, shortest: int = 3, longest: int = 5)
     arXiv:1607.04606, section 3.2.
     """
     framed = f"<{word}>"
-    pieces = [framed] + [
-        framed[start : start + length]
-        for length in range(shortest, longest + 1)
-        for start in range(len(framed) - length + 1)
-        if length < len(framed)  # the whole word is there already
-    ]
-    return [crc32(piece.encode()) % n_buckets for piece in pieces]
+    sizes = range(3, min(6, len(framed)))  # below len: the whole word is there already
+    ngrams = [framed[i : i + size] for size in sizes for i in range(len(framed) - size + 1)]
+    return [crc32(piece.encode()) % n_buckets for piece in (framed, *ngrams)]
 
 
 class SmallTextEncoder(nn.Module):
-    """Hashed subword embeddings, a few transformer layers, mean over the words.
+    """Mean of hashed subword embeddings per word, transformer layers, mean over words.
 
     Parameters
     ----------
@@ -56,16 +50,16 @@ class SmallTextEncoder(nn.Module):
     max_tokens : int
         Words after this many are cut off.
     n_buckets : int
-        Rows of the hashed embedding table.
+        Rows of the embedding table.
     n_layers : int
-        Transformer layers; 0 averages word embeddings.
+        Transformer layers; 0 averages the words alone.
     n_heads : int
-        Attention heads; must divide feature_dim.
+        Attention heads.
 
     Raises
     ------
     ValueError
-        If max_tokens or n_buckets is below 1 or n_heads does not divide feature_dim.
+        If feature_dim is not a multiple of n_heads.
     """
 
     def __init__(
@@ -77,60 +71,39 @@ class SmallTextEncoder(nn.Module):
         n_heads: int = 4,
     ):
         super().__init__()
-        for name, value in (("max_tokens", max_tokens), ("n_buckets", n_buckets)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
         if feature_dim % n_heads:
-            raise ValueError(f"n_heads={n_heads} must divide feature_dim={feature_dim}")
+            raise ValueError(f"feature_dim={feature_dim} must be a multiple of n_heads={n_heads}")
         self.feature_dim, self.max_tokens, self.n_buckets = feature_dim, max_tokens, n_buckets
         self.subwords = nn.EmbeddingBag(n_buckets, feature_dim, mode="mean")
         self.positions = nn.Parameter(0.02 * torch.randn(max_tokens, feature_dim))
+        shape = (feature_dim, n_heads, 2 * feature_dim)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                feature_dim, n_heads, 2 * feature_dim, 0.0, batch_first=True, norm_first=True
-            )
+            nn.TransformerEncoderLayer(*shape, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(feature_dim)
-        self._buckets: dict[str, list[int]] = {}  # grows with the words met, not with the texts
+        self._rows: dict[str, list[int]] = {}  # word → buckets, hashed once
 
     def forward(self, texts: list[str]) -> Tensor:
-        """Encode texts.
+        """Encode B texts as features (B, feature_dim), not normalised.
 
-        Parameters
-        ----------
-        texts : list of str
-            B texts; case is ignored, punctuation separates words. A text without words counts
-            as one empty word.
-
-        Returns
-        -------
-        Tensor of shape (B, feature_dim), float
-            On the module's device; not normalised.
+        Case and punctuation are ignored; a text without words counts as one empty word.
         """
         device = self.positions.device
-        numbers: dict[str, int] = {}  # word → row of the U distinct words: each is embedded once
-        rows = [
-            [numbers.setdefault(word, len(numbers)) for word in self._words(text)] for text in texts
-        ]
-        lengths = torch.tensor([len(row) for row in rows])
-        index = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True)
-        valid = (torch.arange(index.shape[1]) < lengths[:, None]).to(device)  # (B, L)
+        number: dict[str, int] = {}  # word → its place among the U distinct ones
+        split = [re.findall(r"\w+", text.lower())[: self.max_tokens] or [""] for text in texts]
+        places = [torch.tensor([number.setdefault(w, len(number)) for w in ws]) for ws in split]
+        index = pad_sequence(places, batch_first=True, padding_value=-1).to(device)  # (B, L)
+        valid = index >= 0
 
-        bags = [self._bag(word) for word in numbers]
+        for word in number.keys() - self._rows.keys():
+            self._rows[word] = word_buckets(word, self.n_buckets)
+        bags = [torch.tensor(self._rows[word]) for word in number]
         starts = torch.tensor([0, *(len(bag) for bag in bags[:-1])]).cumsum(0)
-        flat = torch.tensor([bucket for bag in bags for bucket in bag])
-        words = self.subwords(flat.to(device), starts.to(device))  # (U, W)
-        hidden = words[index.to(device)] + self.positions[: index.shape[1]]  # (B, L, W)
+        words = self.subwords(torch.cat(bags).to(device), starts.to(device))  # (U, W)
+
+        hidden = words[index.clamp(min=0)] + self.positions[: index.shape[1]]  # (B, L, W)
         for layer in self.layers:
             hidden = layer(hidden, src_key_padding_mask=~valid)
-        hidden = self.norm(hidden) * valid[..., None]
+        hidden = self.norm(hidden).masked_fill(~valid[..., None], 0)
         return hidden.sum(1) / valid.sum(1, keepdim=True)
-
-    def _words(self, text):
-        return re.findall(r"\w+", text.lower())[: self.max_tokens] or [""]
-
-    def _bag(self, word):
-        if word not in self._buckets:
-            self._buckets[word] = word_buckets(word, self.n_buckets)
-        return self._buckets[word]

@@ -1,5 +1,6 @@
 """Many runs, one table: variants of a configuration over seeds, resumable."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def run_sweep(base: RunConfig, variants: Mapping[str, Mapping[str, Any]], seeds:
     runs = [(name, seed) for name in variants for seed in seeds]
     rows: list[dict[str, Any]] = []
     for name, seed in tqdm(runs, desc="sweep", unit="run", leave=False):
-        folder = f"{base.output_dir}/{name.replace(' ', '-')}/seed-{seed}"
+        variant = re.sub(r"[^\w.]+", "-", name)
+        folder = f"{base.output_dir}/{variant}/seed-{seed}"
         config = RunConfig(
             **{**base.model_dump(), **variants[name], "seed": seed, "output_dir": folder}
         )
@@ -93,6 +95,10 @@ def _measure(config: RunConfig) -> dict[str, Any]:
     run = train(config)
     metrics = flatten(evaluate(run.model, config))
     metrics["train_seconds"] = run.record["train_seconds"]
+    last = [row for row in run.history if row["epoch"] == run.history[-1]["epoch"]]
+    for name in ("self_mass", "target_entropy"):  # of the soft targets, in the last epoch
+        if name in last[0]:
+            metrics[name] = sum(row[name] for row in last) / len(last)
     record(metrics, config, config.output_dir, extra=run.record)
     return load_results(config.output_dir)
 
