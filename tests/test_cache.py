@@ -163,7 +163,7 @@ def test_an_entry_that_was_being_written_is_never_read(tmp_path, monkeypatch, at
     """Die in the middle of either file; what lies there afterwards must not count."""
     tower = LetterCounts()
 
-    def die(*args):
+    def die(*args, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

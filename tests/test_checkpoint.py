@@ -305,7 +305,7 @@ def test_free_settings_may_change_on_resume_and_others_may_not(copied, trained):
     settings = {**trained.config.model_dump(), "output_dir": str(copied), "resume": True}
     folder, checkpoint = start_run_dir(RunConfig(**{**settings, "checkpoint_every": 7}))
     assert (folder, checkpoint) == (copied, latest_checkpoint(copied))
-    with pytest.raises(ValueError, match=r"resume=True: .*learning_rate=0.5 \(was 0.001\)"):
+    with pytest.raises(ValueError, match=r"resume=True: .*learning_rate=0.5 \(was 0.003\)"):
         start_run_dir(RunConfig(**{**settings, "learning_rate": 0.5}))
 
 

@@ -222,7 +222,7 @@ def test_fingerprints_follow_the_weights():
         ({"image_encoder": "torchvision:squeezenet1_0"}, "no linear classifier"),
         ({"image_weights": "missing.safetensors"}, "missing.safetensors'?: no such file"),
         ({"text_encoder": "bert"}, "text_encoder='bert': must be small or hf:"),
-        ({"text_encoder": MINILM, "text_weights": "best"}, "text_weights='best'"),
+        ({"text_encoder": MINILM, "text_weights": "best"}, "text_weights\n.*'pretrained' or"),
     ],
 )
 def test_unknown_encoders_are_named_with_what_is_right(settings, message):
@@ -233,9 +233,7 @@ def test_unknown_encoders_are_named_with_what_is_right(settings, message):
 def test_weights_of_another_network_or_kind_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(mobilenet_v3_small().state_dict(), path)
-    with pytest.raises(
-        ValueError, match=r"does not fit torchvision:resnet18: conv1.weight missing"
-    ):
+    with pytest.raises(ValueError, match=r"fit torchvision:resnet18: .*first: conv1.weight mis"):
         ImageTower("torchvision:resnet18", str(path))
     path.write_text("not weights at all")
     with pytest.raises(ValueError, match="not a safetensors file"):

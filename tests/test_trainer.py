@@ -384,7 +384,7 @@ def test_unreadable_images_are_named_and_limited(tiny, tmp_path):
         run = train(config_of(tiny, tmp_path / name, **changes, **towers))
         assert len(run.record["unreadable_images"]) == 1
         assert "3" in run.record["unreadable_images"][0]
-    with pytest.raises(ValueError, match="1 of 20 images could not be read, more than the limit"):
+    with pytest.raises(ValueError, match="1 of 20 images are unreadable or lack a caption"):
         train(config_of(tiny, tmp_path / "strict", **{**changes, "max_unreadable": 0.01}))
 
 

@@ -4,6 +4,7 @@
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 
 __version__ = "0.1.0"
 
@@ -25,10 +26,7 @@ _HOMES = {
     "flat_hit_at_k": "metrics",
     "retrieval_recall": "metrics",
 }
-_ROOMS = {
-    *_HOMES.values(),
-    *("cache", "images", "losses", "plots", "report", "small_text", "targets", "toy", "objective"),
-}
+_ROOMS = {room.name for room in iter_modules(__path__)}
 
 __all__ = ["__version__", *sorted(_HOMES)]
 

@@ -10,39 +10,34 @@ from typing import Annotated, Optional
 
 import typer
 
-from zslkit.config import RunConfig
+from zslkit.config import PRESETS, RunConfig
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 data_app = typer.Typer(help="List, describe and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a trained run.")]
+ManifestName = Annotated[str, typer.Argument(help="Name or path of a manifest.")]
+Text = Optional[str]  # noqa: UP045 - typer reads this form on every Python we support
+DataRoot = Annotated[Text, typer.Option(help="Folder of the manifest's files.")]
 
 
 def takes_config(command: Callable) -> Callable:
     """Give a command one option per field of ``RunConfig`` and hand it the configuration."""
-    text = Optional[str]  # noqa: UP045 - typer reads this form on every Python we support
-    options = {"preset": "Starting values: toy, laptop or paper."}
+    options = {"preset": f"Starting values: {', '.join(PRESETS)}."}
     options |= {name: field.description for name, field in RunConfig.model_fields.items()}
 
     @functools.wraps(command)
     def with_options(**values):
         command(RunConfig.from_parameters(values))
 
-    kind = inspect.Parameter.KEYWORD_ONLY
-    # dashes are what shells expect, underscores what papermill users type: both are understood
-    parameters = [
-        inspect.Parameter(
-            name,
-            kind,
-            default=None,
-            annotation=Annotated[text, typer.Option(*spellings, help=words)],
-        )
-        for name, words in options.items()
-        for spellings in [dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))]
-    ]
+    parameters, optional = [], {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
+    for name, words in options.items():
+        # shells expect dashes, papermill users type underscores: both are understood
+        spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+        annotation = Annotated[Text, typer.Option(*spellings, help=words)]
+        parameters.append(inspect.Parameter(name, annotation=annotation, **optional))
     with_options.__signature__ = inspect.Signature(parameters)
-    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_options
 
 
@@ -67,9 +62,9 @@ def train(config: RunConfig) -> None:
 @app.command()
 def evaluate(
     run_dir: RunDir,
-    manifest: Annotated[Optional[str], typer.Option(help="Labelled images to name.")] = None,  # noqa: UP045
-    split: Annotated[Optional[str], typer.Option(help="Split of that manifest.")] = None,  # noqa: UP045
-    data_root: Annotated[Optional[str], typer.Option(help="Folder of its files.")] = None,  # noqa: UP045
+    manifest: Annotated[Text, typer.Option(help="Labelled images to name.")] = None,
+    split: Annotated[Text, typer.Option(help="Split of that manifest.")] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Measure a trained run; without options on what it was configured for. Prints JSON."""
     from zslkit.checkpoint import load_run
@@ -107,10 +102,10 @@ def predict(
 @app.command()
 def embed(
     run_dir: RunDir,
-    manifest: Annotated[str, typer.Argument(help="Name or path of a manifest.")],
+    manifest: ManifestName,
     split: Annotated[str, typer.Argument(help="Split of the manifest.")],
     output: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
-    data_root: Annotated[Optional[str], typer.Option(help="Folder of its files.")] = None,  # noqa: UP045
+    data_root: DataRoot = None,
 ) -> None:
     """Write the unit embeddings of a split's images, and their rows in the split."""
     import torch
@@ -138,8 +133,8 @@ def list_data() -> None:
 
 @data_app.command("verify")
 def verify_data(
-    name: Annotated[str, typer.Argument(help="Name or path of a manifest.")],
-    data_root: Annotated[Optional[str], typer.Option(help="Folder of its files.")] = None,  # noqa: UP045
+    name: ManifestName,
+    data_root: DataRoot = None,
 ) -> None:
     """Say exactly which file of a data set is missing, short or changed."""
     from zslkit.manifests import load_manifest

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from zslkit.checkpoint import write_json
 from zslkit.encoders import ImageTransform, fingerprint
 
 _LAYOUT = 1  # part of every key: raise it when what is stored changes
@@ -75,24 +77,28 @@ def embed(
         chunks = _images(items, image_size, batch_size, workers)
     rows = np.zeros((len(items), tower.feature_dim), dtype=np.float32)
     broken: list[str] = []
-    for indices, inputs, unreadable in _progress(chunks, len(items), description):
-        if len(indices):
-            rows[indices] = _forward(tower, inputs, device)
-        broken.extend(unreadable)
+    training = tower.training
+    tower.to(device).eval()
+    bar = tqdm(total=len(items), desc=description, unit="item", leave=False)
+    with torch.inference_mode(), bar:
+        for indices, inputs, unreadable in chunks:
+            if len(indices):
+                inputs = inputs.to(device) if isinstance(inputs, Tensor) else inputs
+                rows[indices] = tower(inputs).float().cpu().numpy()
+            broken.extend(unreadable)
+            bar.update(len(indices) + len(unreadable))
+    tower.train(training)
     if path is None:
         return Embeddings(torch.from_numpy(rows), tuple(broken))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _store(path, rows, {"broken": broken, "items": len(items), "description": description})
+    # the facts first, each file whole: whoever finds the array can read both
+    facts = {"broken": broken, "items": len(items), "description": description}
+    write_json(path.with_suffix(".json"), facts)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, rows)
+    temporary.replace(path)
     return Embeddings(_open(path), tuple(broken))
-
-
-@torch.inference_mode()
-def _forward(tower: nn.Module, inputs, device: torch.device | str) -> np.ndarray:
-    training = tower.training
-    inputs = inputs.to(device) if isinstance(inputs, Tensor) else inputs
-    features = tower.to(device).eval()(inputs).float().cpu().numpy()
-    tower.train(training)
-    return features
 
 
 def _texts(texts: Sequence[str], batch_size: int) -> Iterator[tuple]:
@@ -118,15 +124,6 @@ def _images(pairs, image_size: int, batch_size: int, workers: int) -> Iterator[t
         yield batch.indices.numpy(), batch.pixels, batch.broken
 
 
-def _progress(chunks: Iterable[tuple], total: int, description: str) -> Iterator[tuple]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=description, unit="item", leave=False) as bar:
-        for indices, inputs, broken in chunks:
-            yield indices, inputs, broken
-            bar.update(len(indices) + len(broken))
-
-
 def _hash(texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
@@ -138,13 +135,3 @@ def _hash(texts: Sequence[str]) -> str:
 def _open(path: Path) -> Tensor:
     # "c": torch wants writable memory; copy-on-write never reaches the file
     return torch.from_numpy(np.load(path, mmap_mode="c"))
-
-
-def _store(path: Path, rows: np.ndarray, facts: dict) -> None:
-    """Write the facts, then the array; each appears whole, and a reader of one sees both."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(facts))
-    temporary.replace(path.with_suffix(".json"))
-    with temporary.open("wb") as file:
-        np.save(file, rows)
-    temporary.replace(path)

@@ -3,19 +3,24 @@
 A run folder holds ``config.json``, ``metrics.jsonl``, ``run.json`` and ``checkpoints/step-N``.
 """
 
+import itertools
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zslkit import dist
 from zslkit.config import RunConfig
+from zslkit.encoders import build_dual_encoder, fingerprint, load_tensors
+from zslkit.teacher import Teacher
 
 # What may differ between a run and its continuation without changing a single weight.
 FREE_TO_CHANGE = {
@@ -57,37 +62,35 @@ def start_run_dir(config: RunConfig) -> tuple[Path, Path | None]:
         If ``resume`` is asked for with a configuration that would train differently.
     """
     run_dir = Path(config.output_dir)
-    goes_on, problem = False, None
+    problem = None
     if dist.rank() == 0:  # a second process would move aside what the first has just begun
         try:
-            goes_on = _prepare(run_dir, config)
+            _prepare(run_dir, config)
         except (OSError, ValueError) as error:
             problem = error
     if dist.any_process(problem is not None):
         raise problem or OSError(f"output_dir={config.output_dir!r}: see the error of process 0")
-    goes_on = dist.any_process(goes_on)
-    return run_dir, latest_checkpoint(run_dir) if goes_on else None
+    return run_dir, latest_checkpoint(run_dir)
 
 
-def _prepare(run_dir: Path, config: RunConfig) -> bool:
-    """Make the folder ready; tell whether it holds a run to go on with."""
+def _prepare(run_dir: Path, config: RunConfig) -> None:
+    """Make the folder ready; what it holds afterwards is this run's own."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        if config.resume and (run_dir / "config.json").is_file():
+            _check_same_run(run_dir, config)
+        elif earlier := [name for name in _RUN_FILES if (run_dir / name).exists()]:
+            asides = (run_dir / f"earlier-{number}" for number in itertools.count(1))
+            aside = next(folder for folder in asides if not folder.exists())
+            aside.mkdir()
+            for name in earlier:
+                (run_dir / name).rename(aside / name)
+        write_json(run_dir / "config.json", config.model_dump(mode="json"))
     except OSError as error:
         raise OSError(
             f"output_dir={config.output_dir!r}: cannot be written ({error.strerror}); "
             "give a folder that you may write to"
         ) from error
-    if config.resume and (run_dir / "config.json").is_file():
-        _check_same_run(run_dir, config)
-        return True
-    if any((run_dir / name).exists() for name in _RUN_FILES):
-        _move_aside(run_dir)
-    write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    return False
 
 
 def _check_same_run(run_dir: Path, config: RunConfig) -> None:
@@ -105,28 +108,15 @@ def _check_same_run(run_dir: Path, config: RunConfig) -> None:
         )
 
 
-def _move_aside(run_dir: Path) -> None:
-    """Rename an earlier run's files into ``earlier-N`` within the folder."""
-    number = 1
-    while (aside := run_dir / f"earlier-{number}").exists():
-        number += 1
-    aside.mkdir()
-    for name in _RUN_FILES:
-        if (run_dir / name).exists():
-            (run_dir / name).rename(aside / name)
-
-
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Give the tensors that training changes: trainable parameters and buffers of their towers.
+    """Give the tensors that training may change: all but those of frozen blocks.
 
-    A frozen tower is rebuilt from the configuration, so it is not stored with every checkpoint.
+    Those are rebuilt from the configuration, so they are not stored with every checkpoint.
     """
-    still = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
-    for name in ("image_tower", "text_tower"):
-        tower = getattr(model, name, None)
-        if tower is not None and not any(p.requires_grad for p in tower.parameters()):
-            still |= {f"{name}.{key}" for key in tower.state_dict()}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in still}
+    blocks = [block.state_dict(keep_vars=True) for block in model.frozen_blocks]
+    still = {id(tensor) for block in blocks for tensor in block.values()}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if id(tensor) not in still}
 
 
 def save_checkpoint(
@@ -153,22 +143,27 @@ def save_checkpoint(
     if folder.is_dir():
         return folder
     temporary = folder.with_name(f"writing-{os.getpid()}-{step}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    names = trained_state(model)
-    _save_tensors(names, temporary / "model.safetensors")
+    temporary.mkdir(parents=True, exist_ok=True)
+    tensors = {"model": trained_state(model)}
     if teacher is not None:
         own = teacher.state_dict()
-        kept = {name: own[name] for name in _teacher_names(names)}
-        _save_tensors(kept, temporary / "teacher.safetensors")
-    moments, groups = _flatten_optimizer(optimizer)
-    moments |= {f"state.{n}": t for n, t in state.items() if isinstance(t, Tensor)}
-    state = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    moments["rng.cpu"] = torch.get_rng_state()
+        tensors["teacher"] = {name: own[name] for name in _teacher_names(tensors["model"])}
+    packed = optimizer.state_dict()
+    groups = {**packed["state"], "state": state, "rng": {"cpu": torch.get_rng_state()}}
     if torch.cuda.is_available():
-        moments["rng.cuda"] = torch.cuda.get_rng_state()
-    _save_tensors(moments, temporary / "optimizer.safetensors")
-    write_json(temporary / "state.json", {**state, "step": step, "param_groups": groups})
+        groups["rng"]["cuda"] = torch.cuda.get_rng_state()
+    tensors["optimizer"] = {
+        f"{group}.{slot}": value
+        for group, slots in groups.items()
+        for slot, value in slots.items()
+        if isinstance(value, Tensor)
+    }
+    for name, those in tensors.items():
+        alone = {name: t.detach().cpu().contiguous().clone() for name, t in those.items()}
+        save_file(alone, temporary / f"{name}.safetensors")
+    plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    facts = {**plain, "step": step, "param_groups": packed["param_groups"]}
+    write_json(temporary / "state.json", facts)
     _sync(temporary)
     os.rename(temporary, folder)
     _sync(folder.parent)
@@ -189,18 +184,17 @@ def restore_checkpoint(
         If the checkpoint does not fit the parts, or frozen towers differ from the run's.
     """
     state = _load_weights(folder, model, teacher)
-    moments = _read_tensors(folder / "optimizer.safetensors")
-    torch.set_rng_state(moments.pop("rng.cpu"))
-    if (cuda_state := moments.pop("rng.cuda", None)) is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda_state)
-    nested: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in moments.items():
-        index, _, slot = name.partition(".")
-        if index == "state":
-            state[slot] = tensor
-            continue
-        nested.setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict({"state": nested, "param_groups": state.pop("param_groups")})
+    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in load_file(folder / "optimizer.safetensors").items():
+        group, _, slot = name.partition(".")
+        groups[group][slot] = tensor
+    random = groups.pop("rng")
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+    state |= groups.pop("state", {})
+    moments = {int(number): slots for number, slots in groups.items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": state.pop("param_groups")})
     return state
 
 
@@ -230,9 +224,6 @@ def load_run(run_dir: str | Path) -> Run:
         If the weights do not fit the towers that the configuration describes, or a frozen
         tower is no longer the one that the run was trained with.
     """
-    from zslkit.encoders import build_dual_encoder
-    from zslkit.teacher import Teacher
-
     run_dir = Path(run_dir)
     folder = latest_checkpoint(run_dir)
     if folder is None or not (run_dir / "config.json").is_file():
@@ -279,74 +270,29 @@ def write_json(path: Path, value: Any) -> None:
 def _load_weights(folder: Path, model: nn.Module, teacher: nn.Module | None) -> dict[str, Any]:
     """Load student and teacher and check the towers that are not stored; return the state."""
     names = trained_state(model).keys()
-    _load_tensors(model, folder / "model.safetensors", names)
+    owner = "the towers of its configuration"
+    load_tensors(model, folder / "model.safetensors", names, owner)
     if teacher is not None:
-        _load_tensors(teacher, folder / "teacher.safetensors", _teacher_names(names))
+        load_tensors(teacher, folder / "teacher.safetensors", _teacher_names(names), owner)
     state = json.loads((folder / "state.json").read_text())
-    _check_frozen(model, state.get("frozen", {}))
-    return state
-
-
-def _load_tensors(module: nn.Module, path: Path, names: Iterable[str]) -> None:
-    stored, own = _read_tensors(path), module.state_dict()
-    problems = [f"{name} missing" for name in names if name not in stored]
-    problems += [f"{name} unexpected" for name in stored if name not in names]
-    problems += [
-        f"{name} has shape {tuple(stored[name].shape)}, not {tuple(own[name].shape)}"
-        for name in names
-        if name in stored and stored[name].shape != own[name].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"{str(path)!r} does not fit the towers of its configuration: "
-            f"{len(problems)} tensor(s) differ, the first: {problems[0]}"
-        )
-    module.load_state_dict(stored, strict=False)
-
-
-def _check_frozen(model: nn.Module, fingerprints: dict[str, str]) -> None:
-    """Refuse frozen towers that are not those of the training: the rest would not suit them."""
-    from zslkit.encoders import fingerprint
-
-    for tower, expected in fingerprints.items():
+    # the trained parts would not suit other frozen towers than those of the training
+    for tower, expected in state.get("frozen", {}).items():
         if fingerprint(getattr(model, tower)) != expected:
             kind = tower.removesuffix("_tower")
             raise ValueError(
                 f"the frozen {kind} encoder is not the one this run was trained with: what "
                 f"{kind}_encoder and {kind}_weights name has changed since; restore it"
             )
+    return state
 
 
 def _teacher_names(names: Iterable[str]) -> list[str]:
     return ["ready", "n_updates", *(f"model.{name}" for name in names)]
 
 
-def _flatten_optimizer(optimizer: torch.optim.Optimizer):
-    packed = optimizer.state_dict()
-    tensors = {
-        f"{index}.{slot}": torch.as_tensor(value)
-        for index, slots in packed["state"].items()
-        for slot, value in slots.items()
-        if value is not None
-    }
-    return tensors, packed["param_groups"]
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
 def _sync(folder: Path) -> None:
     """Force a folder and its files to disk before the rename that makes them count."""
-    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+    for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

@@ -1,25 +1,36 @@
 """What a run is made of: one frozen, validated, flat model of all its settings."""
 
 import ast
+import contextlib
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-Precision = Literal["auto", "float32", "bfloat16"]
 SoftTargets = Literal["none", "label_smoothing", "teacher", "transport", "progressive"]
 
 
-class RunConfig(BaseModel):
+class Strict(BaseModel):
+    """A frozen model that names what it does not know, with the nearest known names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_names(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            check_names(values, cls.model_fields, "key")
+        return values
+
+
+class RunConfig(Strict):
     """Settings of one run; every field is a papermill parameter and a command-line option.
 
     The defaults are the ``toy`` preset: built-in data, small towers from scratch, CPU minutes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     # data
     manifest: str = "toy"
@@ -54,7 +65,7 @@ class RunConfig(BaseModel):
     """Side of the square the image encoder sees, in pixels."""
     text_encoder: str = "small"
     """small (no download), or hf:NAME_OR_FOLDER with masked mean pooling."""
-    text_weights: str = "none"
+    text_weights: Literal["pretrained", "none"] = "none"
     """pretrained, or none (from scratch)."""
     text_tower: str = "train"
     """train, frozen or last_blocks=N."""
@@ -112,7 +123,7 @@ class RunConfig(BaseModel):
     """Learned scales are clamped to [1, max_logit_scale]."""
 
     # optimisation
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(16, ge=1)
     """Passes over the training pairs."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps; the schedule ends there too."""
@@ -122,7 +133,7 @@ class RunConfig(BaseModel):
     """Chunks a batch is embedded in; the loss still sees the whole batch."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw or sgd (with momentum)."""
-    learning_rate: float = Field(3e-3, gt=0.0)
+    learning_rate: float = Field(1e-2, gt=0.0)
     """Peak learning rate."""
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     """Momentum of sgd."""
@@ -130,9 +141,9 @@ class RunConfig(BaseModel):
     """Weight decay, not on norms, biases and scales."""
     warmup_steps: int = Field(50, ge=0)
     """Steps of linear warm-up before the cosine."""
-    clip_norm: float | None = Field(1.0, gt=0.0)
+    clip_norm: float | None = Field(5.0, gt=0.0)
     """Largest global gradient norm; None: no clipping."""
-    precision: Precision = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the device computes in it, float32 elsewhere."""
 
     # run
@@ -155,16 +166,18 @@ class RunConfig(BaseModel):
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard extra)."""
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _understand_text(cls, values: Any) -> Any:
-        """Name misspelt fields and read the text forms that papermill and shells produce."""
-        if not isinstance(values, Mapping):
-            return values
-        for name, value in values.items():
-            if name not in cls.model_fields:
-                raise ValueError(unknown_name(name, value, cls.model_fields))
-        return {name: _from_text(value, cls, name) for name, value in values.items()}
+    def _from_text(cls, value: Any, info: Any) -> Any:
+        """Read "null" and "[1, 2]", as papermill passes them; refuse true as a number."""
+        annotation = str(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and "bool" not in annotation:
+            raise ValueError(f"must be {annotation}, not true or false")
+        if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
+            return None
+        if isinstance(value, str) and value.startswith("[") and "tuple" in annotation:
+            return _as_list(value)
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
@@ -197,7 +210,7 @@ class RunConfig(BaseModel):
             For an unknown preset or field, naming the nearest known ones.
         """
         if name not in PRESETS:
-            raise ValueError(unknown_name("preset", name, PRESETS, kind="preset"))
+            raise ValueError(f"preset={name!r}: no such preset; {nearest(name, PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
 
     @classmethod
@@ -225,9 +238,7 @@ class RunConfig(BaseModel):
         """
         changes = {k: v for k, v in parameters.items() if v is not None and k not in other}
         known = [*cls.model_fields, *other, *(["preset"] if base is None else [])]
-        for name, value in changes.items():
-            if name not in known:
-                raise ValueError(unknown_name(name, value, known))
+        check_names(changes, known, "parameter")
         try:
             if base is None:
                 return cls.preset(changes.pop("preset", "toy"), **changes)
@@ -320,12 +331,17 @@ def parse_tower_mode(mode: str, field: str = "tower") -> int | None:
     raise ValueError(f"{field}={mode!r} must be train, frozen or last_blocks=N with N > 0")
 
 
-def unknown_name(name: str, value: Any, known: Any, kind: str = "parameter") -> str:
-    """Word an error for a name that is not known, with the nearest known ones."""
-    asked = value if kind == "preset" else name
-    near = difflib.get_close_matches(str(asked), list(known), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return f"{name}={value!r}: no such {kind}; {hint}"
+def nearest(name: str, known: Collection[str]) -> str:
+    """Word a hint at the known names that are most like one that is not known."""
+    near = difflib.get_close_matches(str(name), known)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def check_names(given: Mapping[str, Any], known: Collection[str], kind: str) -> None:
+    """Raise ValueError for the first name that is not known."""
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{name}={value!r}: no such {kind}; {nearest(name, known)}")
 
 
 def read_list(parameters: Mapping[str, Any], name: str) -> list:
@@ -336,13 +352,17 @@ def read_list(parameters: Mapping[str, Any], name: str) -> list:
     ValueError
         If it is neither.
     """
-    value = parameters[name]
     try:
+        return _as_list(parameters[name])
+    except ValueError as error:
+        raise ValueError(f"{name}={parameters[name]!r}: {error}") from None
+
+
+def _as_list(value: Any) -> list:
+    with contextlib.suppress(json.JSONDecodeError):
         value = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        value = None
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{name}={parameters[name]!r}: must be a list such as [0, 1, 2]")
+        raise ValueError("must be a list such as [0, 1, 2]")
     return list(value)
 
 
@@ -354,20 +374,6 @@ def explain(error: ValidationError) -> str:
         field = ".".join(str(part) for part in item["loc"][:1])
         lines.append(f"{field}={item['input']!r}: {message}" if field else message)
     return "\n".join(dict.fromkeys(lines))
-
-
-def _from_text(value: Any, model: type[BaseModel], name: str) -> Any:
-    """Turn "null" and "[1, 2]" into what they mean; refuse a truth value as a number."""
-    annotation = str(model.model_fields[name].annotation)
-    if isinstance(value, bool) and "bool" not in annotation:
-        raise ValueError(f"{name}={value!r}: must be {annotation}, not true or false")
-    if not isinstance(value, str):
-        return value
-    if value.lower() in ("none", "null") and "None" in annotation:
-        return None
-    if value.startswith("[") and "tuple" in annotation:
-        return read_list({name: value}, name)
-    return value
 
 
 def project_root(start: str | Path = ".") -> Path:
@@ -383,19 +389,17 @@ def project_root(start: str | Path = ".") -> Path:
     return start
 
 
-def read_parameters(cells: Sequence[str], known: Sequence[str] = ()) -> dict[str, Any]:
+def read_parameters(cells: Sequence[str]) -> dict[str, Any]:
     """Read the parameters a notebook was given from the source of its executed cells.
 
     The parameters cell and the cell that papermill injects below it consist of literal
     assignments. Every such name counts if it stands before the first call of this function,
-    so that a misspelt ``-p`` is seen; in later cells only known names count.
+    so that a misspelt ``-p`` is seen; later cells may only set the same names anew.
 
     Parameters
     ----------
     cells : sequence of str
         IPython's ``In``.
-    known : sequence of str
-        Names that later cells may set anew.
 
     Returns
     -------
@@ -410,26 +414,24 @@ def read_parameters(cells: Sequence[str], known: Sequence[str] = ()) -> dict[str
     parameters: dict[str, Any] = {}
     called = False
     for source in cells:
+        called = called or "read_parameters(" in source
         try:
             body = ast.parse(source).body
         except SyntaxError:  # magics and shell lines: no parameters cell
             continue
-        called = called or "read_parameters(" in source
-        if not body or not all(isinstance(node, ast.Assign | ast.AnnAssign) for node in body):
+        if not all(isinstance(node, ast.Assign | ast.AnnAssign) for node in body):
             continue
         for node in body:
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if not isinstance(target, ast.Name) or node.value is None:
-                continue
-            if called and target.id not in {*known, *parameters}:
+            name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            if called and name not in parameters:
                 continue
             try:
-                parameters[target.id] = ast.literal_eval(node.value)
+                parameters[name] = ast.literal_eval(node.value)
             except ValueError:
                 if called:
                     continue
                 raise ValueError(
-                    f"{target.id}={ast.unparse(node.value)}: a parameter must be a literal "
+                    f"{name}={ast.unparse(node.value)}: a parameter must be a literal "
                     "(number, text, true, false, None or a list)"
                 ) from None
     return parameters

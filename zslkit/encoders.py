@@ -5,16 +5,15 @@ Dimensions: B = batch, F = a tower's features, D = shared embedding, S = image s
 
 import hashlib
 import importlib.util
-import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zslkit.config import RunConfig, parse_tower_mode, unknown_name
+from zslkit.config import RunConfig, nearest, parse_tower_mode
 
 # Sentence encoders that Python packages carry, used when the hub's copy is not asked for.
 PACKAGED_TEXT_ENCODERS = {
@@ -37,18 +36,14 @@ class ImageTransform:
         from torchvision.transforms import v2
 
         options = {"interpolation": v2.InterpolationMode.BICUBIC, "antialias": True}
-        self.steps = v2.Compose(
-            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), **options), v2.RandomHorizontalFlip()]
-            if train
-            else [v2.Resize(size, **options), v2.CenterCrop(size)]
-        )
+        steps = [v2.Resize(size, **options), v2.CenterCrop(size)]
+        if train:
+            crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), **options)
+            steps = [crop, v2.RandomHorizontalFlip()]
+        self.steps = v2.Compose([v2.RGB(), v2.PILToTensor(), *steps])
 
     def __call__(self, image) -> Tensor:
         """Map a PIL image or uint8 (3, H, W) tensor to uint8 (3, S, S)."""
-        if not isinstance(image, Tensor):
-            from torchvision.transforms.v2.functional import pil_to_tensor
-
-            image = pil_to_tensor(image.convert("RGB"))
         return self.steps(image)
 
 
@@ -66,10 +61,9 @@ class ImageTower(nn.Module):
             "pixel_shift", (-torch.tensor(mean) * scale).view(3, 1, 1), persistent=False
         )
         with torch.no_grad():
-            training = self.net.training
-            probe = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
-            self.feature_dim = self.net.eval()(self.normalise(probe)).shape[1]
-            self.net.train(training)
+            probe = torch.zeros(1, 3, 224, 224)
+            self.feature_dim = self.net.eval()(probe).shape[1]
+        self.net.train()
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 pixels with the statistics of the weights; floats pass unchanged."""
@@ -126,7 +120,7 @@ class DualEncoder(nn.Module):
         self.log_distillation_scale = nn.Parameter(
             log_scale.clone(), requires_grad=config.learn_logit_scale
         )
-        self._frozen_blocks = [
+        self.frozen_blocks = [
             *_freeze(image_tower, parse_tower_mode(config.image_tower, "image_tower")),
             *_freeze(text_tower, parse_tower_mode(config.text_tower, "text_tower")),
         ]
@@ -135,7 +129,7 @@ class DualEncoder(nn.Module):
     def train(self, mode: bool = True) -> "DualEncoder":
         """Set train mode; frozen blocks keep eval mode and so their BatchNorm statistics."""
         super().train(mode)
-        for block in self._frozen_blocks:
+        for block in self.frozen_blocks:
             block.eval()
         return self
 
@@ -211,8 +205,8 @@ def build_dual_encoder(config: RunConfig) -> DualEncoder:
 
 def fingerprint(tower: nn.Module) -> str:
     """Hash a tower's name, weights and buffers; equal fingerprints give equal features."""
-    digest = hashlib.sha256(f"{getattr(tower, 'name', '')}".encode())
-    digest.update(str(getattr(tower, "max_tokens", "")).encode())
+    facts = f"{getattr(tower, 'name', '')}{getattr(tower, 'max_tokens', '')}"
+    digest = hashlib.sha256(facts.encode())
     for name, value in sorted({**tower.state_dict(), **dict(tower.named_buffers())}.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -221,13 +215,10 @@ def fingerprint(tower: nn.Module) -> str:
 
 def _projection(feature_dim: int, config: RunConfig, dropout: float) -> nn.Module:
     # towers' features differ in length by orders of magnitude; unit length suits one learning rate
-    steps = [UnitLength(), nn.Dropout(dropout)]
-    if config.projection == "linear":
-        return nn.Sequential(*steps, nn.Linear(feature_dim, config.embedding_dim))
-    hidden = nn.Linear(feature_dim, config.embedding_dim)
-    return nn.Sequential(
-        *steps, hidden, nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)
-    )
+    steps = [UnitLength(), nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
+    if config.projection == "mlp":
+        steps += [nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)]
+    return nn.Sequential(*steps)
 
 
 class UnitLength(nn.Module):
@@ -242,8 +233,8 @@ def _freeze(tower: nn.Module, trainable_blocks: int | None) -> list[nn.Module]:
     """Stop gradients in all but the last blocks; return what must stay in eval mode."""
     if trainable_blocks is None:
         return []
+    tower.requires_grad_(False)
     if trainable_blocks == 0:
-        tower.requires_grad_(False)
         return [tower]
     blocks = list(_blocks(tower.net))
     # norms, pooling and activations go with the block before them; they are none themselves
@@ -253,7 +244,6 @@ def _freeze(tower: nn.Module, trainable_blocks: int | None) -> list[nn.Module]:
             f"last_blocks={trainable_blocks}: {tower.name} has {len(starts)} blocks with weights"
         )
     cut = starts[-trainable_blocks]
-    tower.requires_grad_(False)
     for block in blocks[cut:]:
         block.requires_grad_(True)
     return blocks[:cut]
@@ -278,101 +268,77 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
     """Build a network without classifier, and the pixel mean and deviation it expects."""
     library, _, model_name = name.partition(":")
     if library == "torchvision":
-        build, known = _torchvision_net, _torchvision_names()
+        from torchvision import models
+
+        # left out: those that return auxiliary logits beside the features while they train
+        known = models.list_models(module=models, exclude=["googlenet", "inception_v3"])
     elif library == "timm":
         import timm
 
-        build, known = _timm_net, timm.list_models() + timm.list_pretrained()
+        known = timm.list_models() + timm.list_pretrained()
     else:
         raise ValueError(f"image_encoder={name!r}: must start with torchvision: or timm:")
     if model_name not in known:
-        raise ValueError(
-            unknown_name("image_encoder", model_name, known, kind="preset").replace(
-                "preset", f"{library} encoder"
-            )
-        )
+        hint = nearest(model_name, known)
+        raise ValueError(f"image_encoder={model_name!r}: no such {library} encoder; {hint}")
+    pretrained = weights == "pretrained"
     try:
-        net, statistics = build(model_name, weights == "pretrained")
+        if library == "timm":
+            net = timm.create_model(model_name, pretrained=pretrained)
+            statistics = timm.data.resolve_model_data_config(net)
+        else:
+            best = models.get_model_weights(model_name).DEFAULT
+            net = models.get_model(model_name, weights=best if pretrained else None)
+            statistics = vars(best.transforms())
     except (OSError, RuntimeError) as error:
-        if weights != "pretrained":
-            raise
         raise OSError(
-            f"image_weights='pretrained': could not download {name} ({error}); "
+            f"image_weights={weights!r}: could not download {name} ({error}); "
             "give a safetensors file, or 'none' to start from scratch"
         ) from error
     if weights not in ("pretrained", "none"):
-        _load_weights(net, Path(weights), name)
-    return _without_classifier(net, library), *statistics
-
-
-def _torchvision_names() -> list[str]:
-    from torchvision import models
-
-    return models.list_models(module=models)
-
-
-def _torchvision_net(name: str, pretrained: bool):
-    from torchvision import models
-
-    weights = models.get_model_weights(name).DEFAULT
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    net = models.get_model(name, weights=weights if pretrained else None, **options)
-    preprocessing = weights.transforms()
-    return net, (preprocessing.mean, preprocessing.std)
-
-
-def _timm_net(name: str, pretrained: bool):
-    import timm
-
-    net = timm.create_model(name, pretrained=pretrained)
-    settings = timm.data.resolve_model_data_config(net)
-    return net, (settings["mean"], settings["std"])
-
-
-def _without_classifier(net: nn.Module, library: str) -> nn.Module:
+        load_tensors(net, Path(weights), net.state_dict().keys(), name, "image_weights=")
     if library == "timm":
         net.reset_classifier(0)
-        return net
-    path = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
-    if not path:
-        raise ValueError(
-            f"image_encoder: {type(net).__name__} has no linear classifier to take off; "
-            "choose another network"
-        )
-    net.set_submodule(path[-1], nn.Identity())
-    return net
+    elif linear := [path for path, part in net.named_modules() if isinstance(part, nn.Linear)]:
+        net.set_submodule(linear[-1], nn.Identity())
+    else:
+        raise ValueError(f"image_encoder={name!r}: it has no linear classifier to take off")
+    return net, statistics["mean"], statistics["std"]
 
 
-def _load_weights(net: nn.Module, path: Path, name: str) -> None:
+def load_tensors(
+    module: nn.Module, path: Path, names: Collection[str], owner: str, field: str = ""
+) -> None:
+    """Load those tensors of a module that are named from a safetensors file.
+
+    Raises
+    ------
+    ValueError
+        If the file holds fewer, others, or some of another shape; ``owner`` and ``field`` say
+        in the message what the file is for.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise ValueError(
-            f"image_weights={str(path)!r}: no such file; give pretrained, none or a "
-            "safetensors file"
-        )
     try:
-        state = load_file(path)
+        stored, own = load_file(path), module.state_dict()
+    except FileNotFoundError:
+        raise ValueError(f"{field}{str(path)!r}: no such file") from None
     except SafetensorError as error:
-        raise ValueError(f"image_weights={str(path)!r}: not a safetensors file ({error})") from None
-    expected = net.state_dict()
-    state = {k: v.to(expected[k].dtype) if k in expected else v for k, v in state.items()}
-    problems = (
-        [f"{k} missing" for k in expected if k not in state]
-        + [f"{k} unexpected" for k in state if k not in expected]
-        + [
-            f"{k} has shape {tuple(state[k].shape)}, not {tuple(v.shape)}"
-            for k, v in expected.items()
-            if k in state and state[k].shape != v.shape
-        ]
-    )
+        raise ValueError(f"{field}{str(path)!r}: not a safetensors file ({error})") from None
+    problems = [f"{name} missing" for name in names if name not in stored]
+    problems += [f"{name} unexpected" for name in stored if name not in names]
+    problems += [
+        f"{name} has shape {tuple(stored[name].shape)}, not {tuple(own[name].shape)}"
+        for name in names
+        if name in stored and stored[name].shape != own[name].shape
+    ]
     if problems:
         raise ValueError(
-            f"image_weights={str(path)!r} does not fit {name}: {'; '.join(problems[:3])}"
-            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}"
+            f"{field}{str(path)!r} does not fit {owner}: {len(problems)} tensor(s) differ, "
+            f"the first: {problems[0]}"
         )
-    net.load_state_dict(state)
+    module.load_state_dict(stored, strict=False)
 
 
 def _load_text_net(name: str, weights: str):
@@ -382,21 +348,19 @@ def _load_text_net(name: str, weights: str):
             f"text_encoder={name!r}: must be small or hf:NAME_OR_FOLDER, for instance "
             "hf:sentence-transformers/all-MiniLM-L6-v2"
         )
-    if weights not in ("pretrained", "none"):
-        raise ValueError(f"text_weights={weights!r}: must be pretrained or none")
     from transformers import AutoConfig, AutoModel, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()
-    source = _packaged(source)
+    logging.disable_progress_bar()
+    # mean-pooled models carry a pooler that nothing uses, or lack one: not a warning here
+    logging.set_verbosity_error()
+    package, folder = PACKAGED_TEXT_ENCODERS.get(source, ("", ""))
+    if package and (found := importlib.util.find_spec(package)):
+        source = str(Path(found.submodule_search_locations[0]) / folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         if weights == "pretrained":
-            # mean-pooled models carry a pooler that nothing uses, or lack one: not a warning here
-            level = logging.getLogger("transformers").level
-            logging.getLogger("transformers").setLevel(logging.ERROR)
             net = AutoModel.from_pretrained(source, dtype=torch.float32)
-            logging.getLogger("transformers").setLevel(level)
         else:
             net = AutoModel.from_config(AutoConfig.from_pretrained(source))
     except (OSError, ValueError) as error:
@@ -406,12 +370,6 @@ def _load_text_net(name: str, weights: str):
             f"could be loaded from the hub ({str(error).splitlines()[0]}); without network give "
             f"a folder, or install a package that carries {packaged}"
         ) from error
-    if getattr(net, "pooler", None) is not None:
+    if hasattr(net, "pooler"):
         net.pooler = None
     return tokenizer, net
-
-
-def _packaged(source: str) -> str:
-    package, folder = PACKAGED_TEXT_ENCODERS.get(source, (None, None))
-    found = package and importlib.util.find_spec(package)
-    return str(Path(found.submodule_search_locations[0]) / folder) if found else source

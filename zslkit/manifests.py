@@ -1,33 +1,20 @@
 """Manifests: what a data set is, where its files lie, and whether they are sound."""
 
-import difflib
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from zslkit.config import explain, unknown_name
+from zslkit.config import Strict, explain, nearest
 
 # Of the keys of a split, the one that each kind of manifest cannot do without.
 _NEEDED = {"toy": "scenes", "shards": "shards", "table": "table", "image_folder": "folder"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_known_keys(cls, values: Any) -> Any:
-        for key, value in values.items() if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                raise ValueError(unknown_name(key, value, cls.model_fields, kind="key"))
-        return values
-
-
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """One file of a data set; without size and sha256 only its presence can be checked."""
 
     path: str  # relative to the data root, with forward slashes
@@ -35,14 +22,14 @@ class FileEntry(_Strict):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
 
-class Split(_Strict):
+class Split(Strict):
     """Where the pairs of one split are; each kind of manifest has keys of its own."""
 
     shards: tuple[str, ...] = ()  # shards: tar files, or patterns such as part/*.tar
     table: str | None = None  # table: CSV or Parquet, one caption per row
     folder: str | None = None  # image_folder: holds one folder per class
     labels: str | None = None  # image_folder: CSV of file,class_name instead of folder names
-    where: dict[str, str] = {}  # table, labels: keep the rows with these values in these columns
+    where: dict[str, str] = Field({})  # table, labels: keep the rows with these values
     scenes: Literal["train", "dev", "test", "seen"] | None = None  # toy: group of classes
     n: int = Field(1000, ge=1)  # toy: number of scenes
     seed: int = Field(0, ge=0)  # toy: draws the scenes
@@ -65,7 +52,7 @@ class Problem:
         return f"{self.path}: {self.kind}, {self.detail}"
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """Description of one data set; read it with :func:`load_manifest`."""
 
     name: str
@@ -177,9 +164,7 @@ def _find(name: str) -> Path:
     for file in _manifest_files():
         if file.stem == name:
             return file
-    known = list_manifests()
-    near = " or ".join(difflib.get_close_matches(name, known)) or f"one of {', '.join(known)}"
-    raise ValueError(f"manifest {name!r} is not known; did you mean {near}?")
+    raise ValueError(f"manifest {name!r} is not known; {nearest(name, list_manifests())}")
 
 
 def _check(root: Path, entry: FileEntry) -> Problem | None:

@@ -14,6 +14,7 @@ PLAIN_LINES = 10
 """Plain lines that a run prints, evenly spaced: logs show these where a bar stays at 0 %."""
 
 
+@dataclass
 class Monitor:
     """Write and show the rows of a run; a context manager around the loop.
 
@@ -22,29 +23,23 @@ class Monitor:
     run_dir : Path
         Receives ``metrics.jsonl`` and, if asked, TensorBoard events.
     history : list of dict
-        Rows up to ``step``; new ones are appended, here and to the file.
-    step, total_steps : int
-        Where the run stands and where it ends.
-    seconds : float
-        Time spent before ``step`` by earlier sessions of the run.
+        Rows up to ``first``; new ones are appended, here and to the file.
+    first, total_steps : int
+        Step where the run stands and where it ends.
+    before : float
+        Seconds spent on the first steps by earlier sessions of the run.
     quiet : bool
         Count only: for every process but the first.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        history: list[dict],
-        step: int,
-        total_steps: int,
-        seconds: float = 0.0,
-        tensorboard: bool = False,
-        quiet: bool = False,
-    ):
-        self.run_dir, self.history = run_dir, history
-        self.first, self.total_steps = step, total_steps
-        self.before, self.tensorboard, self.quiet = seconds, tensorboard, quiet
-        self.images = 0
+    run_dir: Path
+    history: list[dict]
+    first: int
+    total_steps: int
+    before: float = 0.0
+    tensorboard: bool = False
+    quiet: bool = False
+    images: int = 0
 
     def __enter__(self) -> "Monitor":
         from tqdm.auto import tqdm

@@ -103,24 +103,17 @@ def soft_targets(
     if kind == "none" or teacher is None:
         return None
     image, text = dist.gather(teacher.image), dist.gather(teacher.text)
-    # Transport couples all rows: every process solves the whole problem and takes its part.
-    rows = slice(None) if kind == "transport" else slice(offset, offset + n_queries)
-    first = 0 if kind == "transport" else offset
-    intra_modal = (
-        image[rows] @ image.T,
-        text[rows] @ text.T,
-        config.image_similarity_weight,
-        config.text_similarity_weight,
-        first,
-    )
-    both = [
-        fuse_similarities(image[rows] @ text.T, *intra_modal),
-        fuse_similarities(text[rows] @ image.T, *intra_modal),
-    ]
-    if kind == "transport":
-        plans = [transport_targets(s, config.epsilon, config.sinkhorn_iterations) for s in both]
-        return tuple(plan[offset : offset + n_queries] for plan in plans)
-    if kind == "teacher":
-        return tuple(teacher_targets(s, config.teacher_temperature) for s in both)
-    share = config.trusted_start + (config.trusted_end - config.trusted_start) * progress
-    return tuple(progressive_targets(s, config.teacher_temperature, share, offset) for s in both)
+    weights = config.image_similarity_weight, config.text_similarity_weight
+    trusted = config.trusted_start + (config.trusted_end - config.trusted_start) * progress
+    both = []
+    # Transport and trust couple all rows: every process solves the whole and takes its part.
+    for cross in (image @ text.T, text @ image.T):
+        similarity = fuse_similarities(cross, image @ image.T, text @ text.T, *weights)
+        if kind == "transport":
+            targets = transport_targets(similarity, config.epsilon, config.sinkhorn_iterations)
+        elif kind == "teacher":
+            targets = teacher_targets(similarity, config.teacher_temperature)
+        else:
+            targets = progressive_targets(similarity, config.teacher_temperature, trusted)
+        both.append(targets[offset : offset + n_queries])
+    return tuple(both)

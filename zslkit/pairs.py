@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,7 @@ class Captions(Sequence):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return self.take(i)
+    def __getitem__(self, i: int) -> tuple[str, ...]:
         return tuple(self.texts[self.starts[i] : self.stops[i]].tolist())
 
 
@@ -184,18 +183,19 @@ def open_pairs(
 
 
 class _Source:
-    """All images of one split; ``rows`` hold (key, captions, place or None, class or None)."""
+    """All images of one split; ``rows`` hold (key, captions, place or None)."""
 
-    def __init__(self, rows: Sequence, paths=(), class_names=(), scenes: ToyScenes | None = None):
-        whole = [row for row in rows if any(row[1]) and row[2] is not None]
-        self.skipped = tuple(row[0] for row in rows if not any(row[1]) or row[2] is None)
+    def __init__(self, rows, paths=(), class_names=(), labels=(), scenes: ToyScenes | None = None):
+        complete = np.array([any(row[1]) and row[2] is not None for row in rows], dtype=bool)
+        whole = list(compress(rows, complete))
+        self.skipped = tuple(row[0] for row in compress(rows, ~complete))
         self.keys = np.array([row[0] for row in whole], dtype=_STRING)
         captions = [[text for text in row[1] if text] for row in whole]
         bounds = np.cumsum([0, *map(len, captions)])
         texts = np.array([text for group in captions for text in group], dtype=_STRING)
         self.captions = Captions(texts, bounds[:-1], bounds[1:])
         self.places = np.array([row[2] for row in whole], dtype=_PLACE)
-        self.labels = np.array([row[3] for row in whole], np.int64) if class_names else None
+        self.labels = np.array(labels, np.int64)[complete] if class_names else None
         self.paths, self.class_names, self.scenes = paths, tuple(class_names), scenes
 
     def read(self, row: int) -> Tensor:
@@ -215,11 +215,10 @@ class _Source:
 
 def _read_toy(manifest: Manifest, split: Split, root: Path) -> _Source:
     scenes = ToyScenes(split.scenes, split.n, split.seed, manifest.image_size)
-    rows = [
-        (f"{split.scenes}-{i:06d}", scenes.captions(i), (i, 0, 0), scenes.class_index(i))
-        for i in range(split.n)
-    ]
-    return _Source(rows, class_names=scenes.class_names, scenes=scenes)
+    numbers = range(split.n)
+    rows = [(f"{split.scenes}-{i:06d}", scenes.captions(i), (i, 0, 0)) for i in numbers]
+    labels = [scenes.class_index(i) for i in numbers]
+    return _Source(rows, (), scenes.class_names, labels, scenes)
 
 
 def _read_shards(manifest: Manifest, split: Split, root: Path) -> _Source:
@@ -238,7 +237,7 @@ def _scan(path: Path, number: int, caption_field: str | None) -> list[list]:
                 if match is None or not member.isfile():
                     continue
                 key, suffix = match[1], match[2].lower()
-                sample = samples.setdefault(key, [key, [], None, None])
+                sample = samples.setdefault(key, [key, [], None])
                 if suffix in _IMAGE_SUFFIXES:
                     sample[2] = (number, member.offset_data, member.size)
                 elif suffix == ("txt" if caption_field is None else "json"):
@@ -295,10 +294,12 @@ def _read_folder(manifest: Manifest, split: Split, root: Path) -> _Source:
     if strange := sorted(set(of_file.values()) - set(names)):
         raise ValueError(f"class_list {manifest.class_list!r} lacks the class {strange[0]!r}")
     captions = {file: [name] for file, name in of_file.items()}
-    return _files(folder, captions, split.labels or split.folder, names, list(of_file.values()))
+    number_of = {name: number for number, name in enumerate(names)}
+    labels = [number_of[name] for name in of_file.values()]
+    return _files(folder, captions, split.labels or split.folder, names, labels)
 
 
-def _files(folder: Path, captions: dict, origin: str, class_names=(), classes=()) -> _Source:
+def _files(folder: Path, captions: dict, origin: str, class_names=(), labels=()) -> _Source:
     """Make loose image files a source; all of them must exist."""
     paths = [folder / name for name in captions]
     if missing := [path for path in paths if not path.is_file()]:
@@ -307,10 +308,8 @@ def _files(folder: Path, captions: dict, origin: str, class_names=(), classes=()
             f"the first: {missing[0]}"
         )
     places = [(number, 0, path.stat().st_size) for number, path in enumerate(paths)]
-    number_of = {name: number for number, name in enumerate(class_names)}
-    labels = [number_of[name] for name in classes] or [None] * len(paths)
-    rows = list(zip(captions, captions.values(), places, labels, strict=True))
-    return _Source(rows, paths, class_names)
+    rows = list(zip(captions, captions.values(), places, strict=True))
+    return _Source(rows, paths, class_names, labels)
 
 
 def _read_frame(root: Path, table: str, columns: Sequence[str], where: dict[str, str]):

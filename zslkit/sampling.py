@@ -69,7 +69,6 @@ def iterate_batches(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    block_size: int = 256,
 ) -> Iterator[Batch]:
     """Go through one epoch, or the rest of it.
 
@@ -96,8 +95,6 @@ def iterate_batches(
         Processes that read images; 0 reads in this one.
     rank, world_size : int
         Process ``rank`` takes rows ``rank * batch_size`` and up of each global batch.
-    block_size : int
-        See :func:`epoch_order`.
 
     Raises
     ------
@@ -105,9 +102,7 @@ def iterate_batches(
         If ``drop_last`` and a batch is larger than the data.
     """
     count = n_batches(len(pairs), batch_size, drop_last, world_size)
-    order = np.arange(len(pairs))
-    if shuffle:
-        order = epoch_order(len(pairs), seed, epoch, block_size)
+    order = epoch_order(len(pairs), seed, epoch) if shuffle else np.arange(len(pairs))
     starts = [(batch * world_size + rank) * batch_size for batch in range(start_batch, count)]
     loader = DataLoader(
         _BatchReader(pairs, transform, seed, epoch),
@@ -129,8 +124,7 @@ class _BatchReader:
 
     def __getitem__(self, indices: np.ndarray) -> Batch:
         images, kept, broken = [], [], []
-        state = torch.get_rng_state()
-        try:
+        with torch.random.fork_rng(devices=[]):
             for i in indices.tolist():
                 # Only the CPU generator: torch.manual_seed would reseed the accelerator's too.
                 torch.default_generator.manual_seed(int(_mix(self.seed, self.epoch, i) >> 1))
@@ -139,8 +133,6 @@ class _BatchReader:
                     kept.append(i)
                 except BrokenImageError:
                     broken.append(self.pairs.keys[i])
-        finally:
-            torch.set_rng_state(state)
         pixels = torch.stack(images) if images else torch.empty((0, 3, 0, 0), dtype=torch.uint8)
         texts = [draw_caption(self.pairs.captions[i], self.seed, self.epoch, i) for i in kept]
         keys = [self.pairs.keys[i] for i in kept]

@@ -80,7 +80,7 @@ def summarise(table, metric: str, baseline: str | None = None) -> dict[str, dict
         for name, group in chosen.groupby("variant", sort=False)
     }
     summary = {name: seed_interval(numbers) for name, numbers in values.items()}
-    for name in values.keys() - {baseline} if baseline else ():
+    for name in [name for name in values if baseline and name != baseline]:
         summary[f"{name} - {baseline}"] = paired_difference(values[name], values[baseline])
         ratio = summary[name]["value"] / max(summary[baseline]["value"], 1e-12)
         summary[f"{name} / {baseline}"] = {"value": ratio, "n": len(values[name])}

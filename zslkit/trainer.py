@@ -120,6 +120,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 "loss": loss,
                 **terms,
                 "logit_scale": model.logit_scale.item(),
+                "distillation_scale": model.distillation_scale.item(),
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "gradient_norm": gradient_norm,
             }
