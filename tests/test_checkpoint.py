@@ -256,7 +256,7 @@ def test_a_folder_without_a_finished_run_is_refused(copied, tmp_path):
     [
         ("model", "log_logit_scale"),
         ("model", "image_tower.net.bn1.running_mean"),
-        ("teacher", "model.text_projection.2.weight"),
+        ("teacher", "model.text_projection.1.weight"),
         ("teacher", "n_updates"),
     ],
 )
@@ -277,7 +277,7 @@ def test_tensors_that_no_tower_has_are_named(copied):
 def test_a_configuration_of_another_shape_is_refused(copied):
     edit_json(copied / "config.json", embedding_dim=8)
     with pytest.raises(
-        ValueError, match=r"image_projection.2.weight has shape \(16, \d+\), not \(8,"
+        ValueError, match=r"image_projection.1.weight has shape \(16, \d+\), not \(8,"
     ):
         load_run(copied)
 
@@ -305,7 +305,7 @@ def test_free_settings_may_change_on_resume_and_others_may_not(copied, trained):
     settings = {**trained.config.model_dump(), "output_dir": str(copied), "resume": True}
     folder, checkpoint = start_run_dir(RunConfig(**{**settings, "checkpoint_every": 7}))
     assert (folder, checkpoint) == (copied, latest_checkpoint(copied))
-    with pytest.raises(ValueError, match=r"resume=True: .*learning_rate=0.5 \(was 0.003\)"):
+    with pytest.raises(ValueError, match=r"resume=True: .*learning_rate=0.5 \(was [0-9.]+\)"):
         start_run_dir(RunConfig(**{**settings, "learning_rate": 0.5}))
 
 

@@ -195,7 +195,7 @@ def test_two_processes_train_what_one_trains(both, tiny_settings, tmp_path):
         first, second = (out["weights"][name] for out in outs)
         assert torch.equal(first, second), name
         torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6, msg=name)
-    moved = alone["image_projection.2.weight"] - start.image_projection[2].weight
+    moved = alone["image_projection.1.weight"] - start.image_projection[1].weight
     assert moved.abs().max() > 1e-3
     for name, tensor in load_run(folder / "whole").model.state_dict().items():
         assert torch.equal(tensor, outs[0]["weights"][name]), name

@@ -263,7 +263,8 @@ def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is always whole: a temporary one is renamed over it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    temporary.write_text(text + "\n", "utf-8")
     temporary.replace(path)
 
 

@@ -247,72 +247,16 @@ class RunConfig(Strict):
             raise ValueError(explain(error)) from None
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "toy": {},
-    "laptop": dict(
-        manifest="flickr8k",
-        zeroshot_manifest="caltech20",
-        zeroshot_split="all",
-        prompt_templates="ensemble",
-        image_encoder="torchvision:mobilenet_v2",
-        image_weights="pretrained",
-        image_tower="frozen",
-        image_size=224,
-        text_encoder="hf:sentence-transformers/all-MiniLM-L6-v2",
-        text_weights="pretrained",
-        text_tower="frozen",
-        max_tokens=64,
-        embedding_dim=512,
-        image_dropout=0.5,
-        text_dropout=0.2,
-        soft_targets="teacher",
-        teacher_temperature=0.07,
-        ema_decay=0.99,
-        batch_size=512,
-        epochs=20,
-        learning_rate=3e-3,
-        weight_decay=0.1,
-        warmup_steps=11,
-        clip_norm=None,
-    ),
-    # OTTER's published recipe (github.com/facebookresearch/OTTER, arXiv:2112.09445).
-    "paper": dict(
-        manifest="cc3m",
-        zeroshot_manifest=None,
-        prompt_templates="ensemble",
-        image_encoder="torchvision:resnet50",
-        image_weights="pretrained",
-        image_size=224,
-        text_encoder="hf:johngiorgi/declutr-sci-base",
-        text_weights="pretrained",
-        max_tokens=60,
-        embedding_dim=768,
-        soft_targets="transport",
-        contrastive_weight=0.5,
-        ema_decay=0.999,
-        ema_warmup=False,
-        teacher_temperature=0.01,
-        epsilon=0.15,
-        sinkhorn_iterations=5,
-        image_similarity_weight=1.0,
-        text_similarity_weight=1.0,
-        logit_scale=49.4,
-        batch_size=512,
-        epochs=10,
-        optimizer="sgd",
-        learning_rate=3e-3,
-        momentum=0.9,
-        weight_decay=0.0,
-        warmup_steps=0,
-        clip_norm=None,
-        checkpoint_every=1000,
-        workers=8,
-    ),
-}
+def _read_presets() -> dict[str, dict[str, Any]]:
+    presets = json.loads(Path(__file__).with_name("presets.json").read_text("utf-8"))
+    return {
+        name: {**presets[preset.get("based_on", name)]["values"], **preset["values"]}
+        for name, preset in presets.items()
+    }
 
 
-# For captions of which many are wrong: laptop, with pairs weighed by the teacher's trust.
-PRESETS["noisy"] = {**PRESETS["laptop"], "pair_trust": True}
+PRESETS = _read_presets()
+"""Named sets of values, as ``presets.json`` describes them."""
 
 
 def parse_tower_mode(mode: str, field: str = "tower") -> int | None:

@@ -145,11 +145,12 @@ class DualEncoder(nn.Module):
 
     def project_image(self, features: Tensor) -> Tensor:
         """Map (B, F) image features to (B, D) unit vectors, float32."""
-        return F.normalize(self.image_projection(features).float(), dim=-1)
+        # towers' features differ in length by orders of magnitude: one learning rate needs one
+        return F.normalize(self.image_projection(F.normalize(features, dim=-1)).float(), dim=-1)
 
     def project_text(self, features: Tensor) -> Tensor:
         """Map (B, F) text features to (B, D) unit vectors, float32."""
-        return F.normalize(self.text_projection(features).float(), dim=-1)
+        return F.normalize(self.text_projection(F.normalize(features, dim=-1)).float(), dim=-1)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embed images.
@@ -214,19 +215,10 @@ def fingerprint(tower: nn.Module) -> str:
 
 
 def _projection(feature_dim: int, config: RunConfig, dropout: float) -> nn.Module:
-    # towers' features differ in length by orders of magnitude; unit length suits one learning rate
-    steps = [UnitLength(), nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
+    steps = [nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
     if config.projection == "mlp":
         steps += [nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)]
     return nn.Sequential(*steps)
-
-
-class UnitLength(nn.Module):
-    """Scale vectors (B, F) to unit length."""
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Divide each row by its Euclidean length."""
-        return F.normalize(vectors, dim=-1)
 
 
 def _freeze(tower: nn.Module, trainable_blocks: int | None) -> list[nn.Module]:

@@ -144,7 +144,9 @@ class TrainingData:
             start = (number * ranks + dist.rank()) * size
             rows = order[start : start + size]
             images = self.image_features[rows].to(self.device)
-            yield TrainingBatch(images, self._texts(rows, epoch), self._keys(rows), rows)
+            yield TrainingBatch(
+                images, self._texts(rows, epoch), [self.pairs.keys[i] for i in rows], rows
+            )
 
     def _from_images(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
         batches = iterate_batches(
@@ -163,8 +165,7 @@ class TrainingData:
             if self.text_features is not None:
                 texts = self._texts(rows, epoch)
             pixels = batch.pixels.to(self.device, non_blocking=True)
-            broken = tuple(batch.broken)
-            yield TrainingBatch(pixels, texts, batch.keys, rows, broken)
+            yield TrainingBatch(pixels, texts, batch.keys, rows, tuple(batch.broken))
 
     @torch.inference_mode()
     def estimate_trust(self, model: DualEncoder) -> None:
@@ -195,12 +196,8 @@ class TrainingData:
         choice = caption_choice(self.captions_of[rows], self.config.seed, epoch, rows)
         if self.text_features is None:
             return [self.pairs.captions[i][j] for i, j in zip(rows, choice, strict=True)]
-        return self.text_features[self.feature_of[self.first_caption[rows] + choice]].to(
-            self.device
-        )
-
-    def _keys(self, rows: np.ndarray) -> list[str]:
-        return [self.pairs.keys[i] for i in rows]
+        rows = self.feature_of[self.first_caption[rows] + choice]
+        return self.text_features[rows].to(self.device)
 
 
 def encode(model: DualEncoder, batch: TrainingBatch) -> Embedded:

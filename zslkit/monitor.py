@@ -97,29 +97,22 @@ class Monitor:
             )
 
 
-@dataclass
-class StopRequest:
-    """Whether Ctrl-C (or JupyterLab's stop button) was pressed once."""
-
-    requested: bool = False
-
-
 @contextlib.contextmanager
-def interruptible() -> Iterator[StopRequest]:
+def interruptible() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a request that the loop honours after its step.
 
     A second one interrupts at once. Outside the main thread signals cannot be caught, and
     Ctrl-C keeps its usual effect.
     """
-    stop = StopRequest()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(signum, frame):
-        if stop.requested:
+        if stop.is_set():
             raise KeyboardInterrupt
-        stop.requested = True
+        stop.set()
         print("stopping after this step; the run will be saved (again: stop at once)")
 
     earlier = signal.signal(signal.SIGINT, request)

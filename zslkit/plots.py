@@ -103,10 +103,8 @@ def interval_curves(
         value, low, high = (
             100 * np.array([point[key] for point in points]) for key in ("value", "low", "high")
         )
-        axes.errorbar(
-            x, value, np.abs([low - value, high - value]), color=colour, marker=marker,
-            capsize=3, label=name,
-        )  # fmt: skip
+        style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
+        axes.errorbar(x, value, np.abs([low - value, high - value]), **style)
     for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
         axes.axhline(100 * value, color="black", ls=style, lw=1, label=name)
     axes.set(xscale="log", xlabel=labels[0], ylabel=f"{labels[1]} (%)")

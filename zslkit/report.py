@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zslkit import __version__
+from zslkit.checkpoint import write_json
 from zslkit.config import project_root
 from zslkit.manifests import load_manifest
 
@@ -69,15 +70,13 @@ def record(
         "versions": {"zslkit": __version__, "python": platform.python_version(), **versions},
         "machine": {"platform": system, "cores": os.cpu_count(), "device": device},
     }
-    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
     if wrong := [name for name in figures if not re.fullmatch(r"[\w-]+", name)]:
         raise ValueError(f"figure names take letters, digits, _ and -, not {wrong}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=144)
-    temporary = folder / "results.json.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    return temporary.replace(folder / "results.json")
+    write_json(folder / "results.json", results)
+    return folder / "results.json"
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Any:
     rows = [
         {"name": result["name"], "metric": metric, "seed": result["seed"], **numbers}
         for result in results
-        for metric, numbers in _flat(result["metrics"])
+        for metric, numbers in flat(result["metrics"])
     ]
     return DataFrame(rows, columns=columns)
 
@@ -127,7 +126,7 @@ def build_report(
     html = template.render(
         entries=entries,
         failed=sum(bool(entry["error"]) for entry in entries),
-        rows=[[k, *_row(*row)] for k, v in results.items() for row in _flat(v["metrics"])],
+        rows=[[k, *_row(*row)] for k, v in results.items() for row in flat(v["metrics"])],
         about=" · ".join(f"{k} {v}" for k, v in (last["versions"] | last["machine"]).items()),
         date=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
     )
@@ -206,12 +205,12 @@ def _row(metric: str, numbers: Mapping[str, float]) -> list[str]:
     return [metric, shown["value"], interval, numbers.get("n", ""), shown.get("chance", "")]
 
 
-def _flat(metrics: Any, name: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+def flat(metrics: Any, name: str = "") -> Iterator[tuple[str, dict[str, float]]]:
     """Walk nested metrics; a lone number becomes an estimate without interval."""
     metrics = dict(enumerate(metrics)) if isinstance(metrics, list) else metrics
     if isinstance(metrics, Mapping) and "value" not in metrics:
         for key, value in metrics.items():
-            yield from _flat(value, f"{name} / {key}" if name else str(key))
+            yield from flat(value, f"{name} / {key}" if name else str(key))
     else:
         yield name, metrics if isinstance(metrics, Mapping) else {"value": metrics}
 

@@ -89,11 +89,12 @@ def summarise(table, metric: str, baseline: str | None = None) -> dict[str, dict
 
 def _measure(config: RunConfig) -> dict[str, Any]:
     from zslkit.evaluation import evaluate
-    from zslkit.report import load_results, record
+    from zslkit.report import flat, load_results, record
     from zslkit.trainer import train
 
     run = train(config)
-    metrics = flatten(evaluate(run.model, config))
+    estimates = flat(evaluate(run.model, config))
+    metrics = {name.replace(" / ", " "): estimate["value"] for name, estimate in estimates}
     metrics["train_seconds"] = run.record["train_seconds"]
     last = [row for row in run.history if row["epoch"] == run.history[-1]["epoch"]]
     for name in ("self_mass", "target_entropy"):  # of the soft targets, in the last epoch
@@ -113,15 +114,3 @@ def _finished(config: RunConfig) -> dict[str, Any] | None:
         return None
     same = results["config"] == portable(config.model_dump(mode="json"))
     return results if same else None
-
-
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Name each estimate's value by its path: ``text_to_image recall@10``."""
-    flat: dict[str, float] = {}
-    for name, item in metrics.items():
-        path = f"{prefix} {name}".strip()
-        if isinstance(item, Mapping) and "value" not in item:
-            flat |= flatten(item, path)
-        else:
-            flat[path] = item["value"] if isinstance(item, Mapping) else item
-    return flat

@@ -83,7 +83,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
 
     with monitor, interruptible() as stop:
         for epoch, batch in data.stream(step, total_steps):
-            if dist.any_process(stop.requested):
+            if dist.any_process(stop.is_set()):
                 break
             state["broken"] = sorted({*state["broken"], *batch.broken})
             check_broken(state["broken"], len(data.pairs), config.max_unreadable)
@@ -94,11 +94,11 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 data.estimate_trust(teacher.model)
 
             model.train()
-            set_learning_rate(optimizer, learning_rate_at(step, total_steps, config))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, total_steps, config)
             optimizer.zero_grad(set_to_none=True)
-            progress = step / total_steps
             trust = data.trust_of(batch)
-            loss, terms = backward(model, teacher, batch, config, progress, trust)
+            loss, terms = backward(model, teacher, batch, config, step / total_steps, trust)
             if not math.isfinite(loss):
                 # nothing is saved: this forward pass may have spoilt BatchNorm statistics
                 raise FloatingPointError(
@@ -167,45 +167,43 @@ def backward(
     Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under Memory Limited
     Setup", arXiv:2101.06983.
     """
-    batch = batch[: dist.smallest(len(batch))]
+    batch, device = batch[: dist.smallest(len(batch))], batch.images.device
     trust = None if trust is None else trust[: len(batch)]
     guide = None
     if teacher is not None and teacher.ready:
-        with torch.no_grad(), autocast(config, batch.images.device):
+        with torch.no_grad(), autocast(config, device):
             guide = encode(teacher.model, batch)
+    scales = model.logit_scale, model.distillation_scale
     size = -(-len(batch) // config.accumulation)
     chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
     if len(chunks) == 1:
-        with autocast(config, batch.images.device):
+        with autocast(config, device):
             student = encode(model, batch)
-        loss, terms = _loss(model, student, guide, config, progress, trust)
+        loss, terms = training_loss(student, guide, *scales, config, progress, trust)
         loss.backward()
         return loss.item(), terms
 
+    seeds = torch.randint(2**62, (len(chunks),)).tolist()
+
+    def encode_chunk(chunk: TrainingBatch, seed: int) -> Embedded:
+        """Embed one chunk with random numbers of its own, the same at every call."""
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            with autocast(config, device):
+                return encode(model, chunk)
+
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    states, parts = [], []
-    for chunk in chunks:
-        states.append(_random_state(batch.images.device))
-        with torch.no_grad(), autocast(config, batch.images.device):
-            parts.append(encode(model, chunk))
+    with torch.no_grad():
+        parts = [encode_chunk(*chunk) for chunk in zip(chunks, seeds, strict=True)]
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     whole = Embedded(*(torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)))
-    loss, terms = _loss(model, whole, guide, config, progress, trust)
+    loss, terms = training_loss(whole, guide, *scales, config, progress, trust)
     loss.backward()
     gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
-    for chunk, state, gradient in zip(chunks, states, gradients, strict=True):
-        _set_random_state(state, batch.images.device)
-        with autocast(config, batch.images.device):
-            student = encode(model, chunk)
-        torch.autograd.backward(list(student), list(gradient))
+    for chunk, seed, gradient in zip(chunks, seeds, gradients, strict=True):
+        torch.autograd.backward(list(encode_chunk(chunk, seed)), list(gradient))
     return loss.item(), terms
-
-
-def _loss(model, student, guide, config, progress, trust):
-    return training_loss(
-        student, guide, model.logit_scale, model.distillation_scale, config, progress, trust
-    )
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -232,12 +230,6 @@ def learning_rate_at(step: int, total_steps: int, config: RunConfig) -> float:
         return config.learning_rate * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total_steps - warmup)
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> float:
@@ -277,14 +269,3 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
     auto = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     wanted = config.precision == "bfloat16" or (config.precision == "auto" and auto)
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
-
-
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *cuda]
-
-
-def _set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
