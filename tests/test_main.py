@@ -209,10 +209,12 @@ def test_a_missing_file_is_named_with_how_to_obtain_it(tmp_path):
 def test_the_report_runs_numbered_notebooks_in_order(tmp_path, monkeypatch):
     for name in ("03_train.ipynb", "00_quickstart.ipynb", "draft.ipynb", "00_notes.txt"):
         (tmp_path / name).touch()
+    (tmp_path / "report.json").write_text('{"03_train": {"epochs": 1}}')
     given = []
     monkeypatch.setattr("zslkit.report.build_report", lambda *words: given.append(words) or "index")
     output = run_line("report", "--notebooks", tmp_path, "--output-dir", tmp_path / "out")
     assert output == "index\n"
-    notebooks, folder, _ = given[0]
+    notebooks, folder, parameters = given[0]
+    assert parameters == {"03_train": {"epochs": 1}}
     assert [path.name for path in notebooks] == ["00_quickstart.ipynb", "03_train.ipynb"]
     assert folder == tmp_path / "out"

@@ -157,8 +157,9 @@ def report(
     """Run the notebooks headlessly, in order, and write a page that links their results."""
     from zslkit.report import build_report
 
-    index = build_report(sorted(notebooks.glob("[0-9]*.ipynb")), output_dir, {})
-    typer.echo(index)
+    settings = notebooks / "report.json"  # keeps the sweeps short; parameters by notebook
+    parameters = json.loads(settings.read_text()) if settings.is_file() else {}
+    typer.echo(build_report(sorted(notebooks.glob("[0-9]*.ipynb")), output_dir, parameters))
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ class RunConfig(Strict):
     """Average less at first, by (1 + n) / (10 + n) after n steps: a young teacher knows little."""
     generation_epochs: int = Field(5, ge=1)
     """Epochs after which the previous-generation teacher becomes a copy of the student."""
-    teacher_temperature: float = Field(0.05, gt=0.0)
+    teacher_temperature: float = Field(0.1, gt=0.0)
     """Soft-label temperature: divides teacher similarities before the softmax."""
     image_similarity_weight: float = Field(0.0, ge=0.0)
     """Weight w_v of image-image similarities in teacher and transport targets."""

@@ -83,10 +83,7 @@ class TrainingData:
                 device=device,
                 description="training images",
             )
-            unreadable = set(self.broken)
-            self.usable = np.array(
-                [i for i, key in enumerate(self.pairs.keys) if key not in unreadable]
-            )
+            self.usable = np.flatnonzero(~np.isin(np.array(list(self.pairs.keys)), self.broken))
         if parse_tower_mode(config.text_tower) == 0:
             texts = [text for captions in self.pairs.captions for text in captions]
             # distinct and sorted: swapped captions are the same texts, so they share an entry
