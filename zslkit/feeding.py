@@ -122,17 +122,12 @@ class TrainingData:
         The step alone says where in the data a run stands: batch ``step % per_epoch`` of epoch
         ``step // per_epoch``.
         """
+        batches = self._from_images if self.image_features is None else self._from_features
         while step < end:
             epoch, first = divmod(step, self.per_epoch)
-            last = min(self.per_epoch, first + end - step)
-            for batch in islice(self._epoch(epoch, first), last - first):
+            for batch in islice(batches(epoch, first), min(self.per_epoch - first, end - step)):
                 yield epoch, batch
                 step += 1
-
-    def _epoch(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
-        if self.image_features is not None:
-            return self._from_features(epoch, first)
-        return self._from_images(epoch, first)
 
     def _from_features(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
         order = self.usable[epoch_order(len(self), self.config.seed, epoch)]

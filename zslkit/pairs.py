@@ -197,11 +197,14 @@ class _Source:
         self.places = np.array([row[2] for row in whole], dtype=_PLACE)
         self.labels = np.array(labels, np.int64)[complete] if class_names else None
         self.paths, self.class_names, self.scenes = paths, tuple(class_names), scenes
+        self.drawn: dict[int, Tensor] = {}  # a scene is drawn once, not once per epoch
 
     def read(self, row: int) -> Tensor:
         number, offset, size = self.places[row].tolist()
         if self.scenes is not None:
-            return torch.from_numpy(self.scenes.render(number)).permute(2, 0, 1)
+            if number not in self.drawn:
+                self.drawn[number] = torch.from_numpy(self.scenes.render(number)).permute(2, 0, 1)
+            return self.drawn[number]
         # Opened anew: 3 microseconds, and nothing to mind about forks, threads and limits.
         with open(self.paths[number], "rb", buffering=0) as file:
             file.seek(offset)
