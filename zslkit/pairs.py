@@ -7,7 +7,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import compress
 from pathlib import Path
 
@@ -217,10 +217,14 @@ class _Source:
 
 
 def _read_toy(manifest: Manifest, split: Split, root: Path) -> _Source:
-    scenes = ToyScenes(split.scenes, split.n, split.seed, manifest.image_size)
-    numbers = range(split.n)
-    rows = [(f"{split.scenes}-{i:06d}", scenes.captions(i), (i, 0, 0)) for i in numbers]
-    labels = [scenes.class_index(i) for i in numbers]
+    return _draw_toy(split.scenes, split.n, split.seed, manifest.image_size)
+
+
+@lru_cache(maxsize=8)  # the runs of a sweep share the scenes that they have drawn
+def _draw_toy(split: str, n: int, seed: int, image_size: int) -> _Source:
+    scenes = ToyScenes(split, n, seed, image_size)
+    rows = [(f"{split}-{i:06d}", scenes.captions(i), (i, 0, 0)) for i in range(n)]
+    labels = [scenes.class_index(i) for i in range(n)]
     return _Source(rows, (), scenes.class_names, labels, scenes)
 
 
