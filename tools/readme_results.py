@@ -106,7 +106,8 @@ def main():
     before, rest = path.read_text("utf-8").split(BEGIN)
     fresh = before + BEGIN + text() + END + rest.split(END)[1]
     if "--check" in sys.argv:
-        sys.exit("README.md is stale: run tools/readme_results.py" * (fresh != path.read_text()))
+        stale = fresh != path.read_text("utf-8")
+        sys.exit("README.md is stale: run tools/readme_results.py" if stale else 0)
     path.write_text(fresh, "utf-8")
     kept = ROOT / "reports" / "flickr8k" / "kept_share" / "results.json"
     kept.parent.mkdir(exist_ok=True)

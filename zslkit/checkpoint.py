@@ -25,7 +25,7 @@ from zslkit.teacher import Teacher
 # What may differ between a run and its continuation without changing a single weight.
 FREE_TO_CHANGE = {
     *("output_dir", "resume", "checkpoint_every", "cache_dir", "data_root", "workers"),
-    *("tensorboard", "threads", "zeroshot_manifest", "zeroshot_split", "test_split"),
+    *("tensorboard", "zeroshot_manifest", "zeroshot_split", "test_split"),
     "prompt_templates",
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "tensorboard", "checkpoints", "config.json")

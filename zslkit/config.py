@@ -160,7 +160,7 @@ class RunConfig(Strict):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of torch; None: its default."""
+    """CPU threads of torch, on which the last bits of results depend; None: its default."""
     workers: int = Field(0, ge=0)
     """Processes that read and augment images."""
     tensorboard: bool = False
