@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
+import zslkit.zeroshot
 from zslkit.zeroshot import (
     TEMPLATES,
     ClassBank,
@@ -234,3 +235,9 @@ def test_a_model_without_scale_gives_no_probabilities():
 
     with pytest.raises(ValueError, match="Bare has no logit_scale"):
         ZeroShotClassifier(Bare(), ["cat"], "simple")
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "notes.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"notes\.jpg: not a readable image"):
+        zslkit.zeroshot._opened(tmp_path / "notes.jpg")

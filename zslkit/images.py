@@ -15,7 +15,7 @@ class BrokenImageError(ValueError):
     """The bytes are no image, not a whole image, or an unreasonably large one."""
 
 
-def decode_image(data: bytes) -> torch.Tensor:
+def decode_image(data: bytes, source: str = "") -> torch.Tensor:
     """Decode an image file of any usual kind, upright, as RGB.
 
     JPEG is decoded strictly: PIL, torchvision and OpenCV return grey bands for damaged data
@@ -26,6 +26,8 @@ def decode_image(data: bytes) -> torch.Tensor:
     ----------
     data : bytes
         The whole file.
+    source : str
+        Begins the error message, such as ``"photo.jpg: "``.
 
     Returns
     -------
@@ -41,7 +43,7 @@ def decode_image(data: bytes) -> torch.Tensor:
         return torch.from_numpy(_decode(data)).permute(2, 0, 1)
     except Exception as error:  # PIL's readers raise whatever their parser stumbled on
         what = "not a readable image" if data else "an empty file"
-        raise BrokenImageError(f"{what} ({type(error).__name__}: {error})") from error
+        raise BrokenImageError(f"{source}{what} ({type(error).__name__}: {error})") from error
 
 
 def to_pil(pixels: torch.Tensor) -> Image.Image:

@@ -150,4 +150,5 @@ def _eval_mode(model: Any) -> Iterator[None]:
 
 
 def _opened(image: Any) -> Any:
-    return decode_image(Path(image).read_bytes()) if isinstance(image, str | Path) else image
+    is_file = isinstance(image, str | Path)
+    return decode_image(Path(image).read_bytes(), f"{image}: ") if is_file else image
