@@ -72,8 +72,7 @@ def evaluate(
 
     run = load_run(run_dir)
     changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
-    given = {name: value for name, value in changes.items() if value is not None}
-    config = RunConfig(**{**run.config.model_dump(), **given})
+    config = RunConfig.from_parameters(changes, base=run.config)
     typer.echo(json.dumps(measure(run.model, config), indent=2))
 
 
@@ -132,10 +131,7 @@ def list_data() -> None:
 
 
 @data_app.command("verify")
-def verify_data(
-    name: ManifestName,
-    data_root: DataRoot = None,
-) -> None:
+def verify_data(name: ManifestName, data_root: DataRoot = None) -> None:
     """Say exactly which file of a data set is missing, short or changed."""
     from zslkit.manifests import load_manifest
 

@@ -283,6 +283,8 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
             net = models.get_model(model_name, weights=best if pretrained else None)
             statistics = vars(best.transforms())
     except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
         raise OSError(
             f"image_weights={weights!r}: could not download {name} ({error}); "
             "give a safetensors file, or 'none' to start from scratch"

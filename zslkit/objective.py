@@ -105,10 +105,11 @@ def soft_targets(
     image, text = dist.gather(teacher.image), dist.gather(teacher.text)
     weights = config.image_similarity_weight, config.text_similarity_weight
     trusted = config.trusted_start + (config.trusted_end - config.trusted_start) * progress
+    intra_modal = (image @ image.T, text @ text.T) if any(weights) else None
     both = []
     # Transport and trust couple all rows: every process solves the whole and takes its part.
     for cross in (image @ text.T, text @ image.T):
-        similarity = fuse_similarities(cross, image @ image.T, text @ text.T, *weights)
+        similarity = fuse_similarities(cross, *intra_modal, *weights) if intra_modal else cross
         if kind == "transport":
             targets = transport_targets(similarity, config.epsilon, config.sinkhorn_iterations)
         elif kind == "teacher":
