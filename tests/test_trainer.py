@@ -409,3 +409,62 @@ def test_tensorboard_events_hold_the_loss(tiny, tmp_path):
 def test_auto_device_is_the_cpu_where_there_is_no_accelerator(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def three_steps(tiny, tmp_path_factory):
+    """Train three steps with some settings changed; return the student's weights."""
+
+    def trained(**changes):
+        folder = tmp_path_factory.mktemp("run")
+        run = train(config_of(tiny, folder, **{"max_steps": 3, "warmup_steps": 1, **changes}))
+        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+    return trained
+
+
+SGD = {"optimizer": "sgd"}
+SMOOTH = {"soft_targets": "label_smoothing"}
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({}, {"learning_rate": 1e-3}),
+        ({}, {"weight_decay": 0.5}),
+        ({}, {"warmup_steps": 2}),
+        ({}, {"clip_norm": 0.1}),
+        ({}, SGD),
+        (SGD, {"momentum": 0.1}),
+        ({}, {"accumulation": 2}),
+        ({}, {"batch_size": 16}),
+        ({}, {"max_steps": 2}),
+        ({}, {"caption_noise": 0.5}),
+        ({}, {"max_pairs": 24}),
+        ({}, {"train_split": "test"}),
+        ({}, {"image_dropout": 0.6}),
+        ({}, {"text_dropout": 0.6}),
+        ({}, {"logit_scale": 30.0}),
+        ({}, {"learn_logit_scale": False}),
+        ({}, {"contrastive_weight": 1.0}),
+        ({}, {"ema_decay": 0.1}),
+        ({"ema_decay": 0.9}, {"ema_warmup": False}),
+        ({}, {"teacher_temperature": 1.0}),
+        (SMOOTH, {"label_smoothing": 0.5}),
+    ],
+    ids=lambda settings: ",".join(settings) or "-",
+)
+def test_every_setting_changes_what_is_learnt(three_steps, base, change):
+    assert not torch.equal(three_steps(**base), three_steps(**base, **change))
+
+
+def test_the_thread_count_is_set(tiny, tmp_path):
+    before, seen = torch.get_num_threads(), []
+    try:
+        train(
+            config_of(tiny, tmp_path, threads=2, max_steps=1),
+            [lambda run, row: seen.append(torch.get_num_threads())],
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2]

@@ -65,9 +65,11 @@ def embed(
     Embeddings
         Features of shape (N, F).
     """
-    content = _hash(items) if image_size is None else items.image_fingerprint
-    key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}"])[:32]
-    path = Path(cache_dir) / f"{key}.npy" if cache_dir is not None else None
+    path = None
+    if cache_dir is not None:
+        content = _hash(items) if image_size is None else items.image_fingerprint
+        key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}"])[:32]
+        path = Path(cache_dir) / f"{key}.npy"
     if path is not None and path.is_file():
         broken = json.loads(path.with_suffix(".json").read_text())["broken"]
         return Embeddings(_open(path), tuple(broken))
