@@ -90,9 +90,8 @@ def predict(
     run = load_run(run_dir)
     names = [name.strip() for name in classes.split(",") if name.strip()]
     classifier = ZeroShotClassifier(run.model, names, run.config.prompt_templates)
-    for image, predictions in zip(
-        images, classifier.predict(images, min(k, len(names))), strict=True
-    ):
+    ranked = classifier.predict(images, min(k, len(names)))
+    for image, predictions in zip(images, ranked, strict=True):
         typer.echo(image)
         for name, similarity, probability in predictions:
             typer.echo(f"  {probability:6.1%}  {similarity:+.3f}  {name}")

@@ -112,5 +112,4 @@ def _finished(config: RunConfig) -> dict[str, Any] | None:
         results = load_results(config.output_dir)
     except FileNotFoundError:
         return None
-    same = results["config"] == portable(config.model_dump(mode="json"))
-    return results if same else None
+    return results if results["config"] == portable(config.model_dump(mode="json")) else None
