@@ -51,7 +51,13 @@ def main():
     figures = {name: estimate(probe(np.asarray(x), result.labels)) for name, x in features.items()}
     hits = hits_at_k(result.indices, result.labels, 1)[half:]
     figures["zero-shot, no labels"] = estimate(hits, chance=1 / len(result.bank.class_names))
-    text = json.dumps({"hit@1": figures, "config": run.config.model_dump(mode="json")}, indent=2)
+    text = json.dumps(
+        {
+            "hit@1": figures,
+            "config": run.config.model_dump(mode="json", exclude={"output_dir", "cache_dir"}),
+        },
+        indent=2,
+    )
     RESULTS.write_text(text + "\n")
     print(json.dumps(figures, indent=2))
 

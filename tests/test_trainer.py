@@ -468,3 +468,14 @@ def test_the_thread_count_is_set(tiny, tmp_path):
     finally:
         torch.set_num_threads(before)
     assert seen == [2]
+
+
+def test_two_threads_learn_the_same_twice(tiny, tmp_path):
+    before = torch.get_num_threads()
+    real = {"manifest": "toy", "batch_size": 128, "max_steps": 3, "threads": 2}
+    try:
+        first, second = (train(config_of(tiny, tmp_path / name, **real)) for name in "ab")
+    finally:
+        torch.set_num_threads(before)
+    assert_equal_weights(first, second)
+    assert not torch.are_deterministic_algorithms_enabled()  # the caller's own setting is back

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from zslkit.checkpoint import write_json
-from zslkit.encoders import ImageTransform, fingerprint
+from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.encoders import DualEncoder, ImageTransform, fingerprint
 
 _LAYOUT = 1  # part of every key: raise it when what is stored changes
 
@@ -101,6 +102,26 @@ def embed(
         np.save(file, rows)
     temporary.replace(path)
     return Embeddings(_open(path), tuple(broken))
+
+
+def tower_features(
+    model: DualEncoder, items: Sequence, config: RunConfig, description: str
+) -> Embeddings:
+    """Embed a list of texts, or the images of pairs, with the tower of ``model`` that reads them.
+
+    A frozen tower's features come from ``config.cache_dir``; see :func:`embed`.
+    """
+    side = "text" if isinstance(items, list) else "image"
+    frozen = parse_tower_mode(getattr(config, f"{side}_tower")) == 0
+    return embed(
+        getattr(model, f"{side}_tower"),
+        items,
+        config.cache_dir if frozen else None,
+        image_size=config.image_size if side == "image" else None,
+        workers=config.workers,
+        device=next(model.parameters()).device,
+        description=description,
+    )
 
 
 def _texts(texts: Sequence[str], batch_size: int) -> Iterator[tuple]:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zslkit.cache import embed
+from zslkit.cache import tower_features
 from zslkit.checkpoint import Run
-from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.config import RunConfig
 from zslkit.encoders import DualEncoder
 from zslkit.metrics import estimate, hits_at_k, retrieval_ranks
 from zslkit.objective import Embedded, soft_targets
@@ -44,15 +44,8 @@ def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[T
     """
     model.eval()  # the projections have dropout
     device = next(model.parameters()).device
-    features, broken = embed(
-        model.image_tower,
-        pairs,
-        config.cache_dir if parse_tower_mode(config.image_tower) == 0 else None,
-        image_size=config.image_size,
-        workers=config.workers,
-        device=device,
-        description=f"{pairs.manifest.name} {pairs.split} images",
-    )
+    description = f"{pairs.manifest.name} {pairs.split} images"
+    features, broken = tower_features(model, pairs, config, description)
     readable = np.flatnonzero(~np.isin(np.array(list(pairs.keys)), broken))
     rows = (model.project_image(features[i].to(device)).cpu() for i in _blocks(readable))
     return torch.cat(list(rows)), readable
@@ -63,13 +56,7 @@ def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tens
     """Embed texts as (M, D) unit vectors, like :func:`embed_images`."""
     model.eval()
     device = next(model.parameters()).device
-    features = embed(
-        model.text_tower,
-        texts,
-        config.cache_dir if parse_tower_mode(config.text_tower) == 0 else None,
-        device=device,
-        description="texts",
-    ).features
+    features = tower_features(model, texts, config, "texts").features
     rows = np.arange(len(texts))
     return torch.cat([model.project_text(features[i].to(device)).cpu() for i in _blocks(rows)])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zslkit import dist
-from zslkit.cache import embed
+from zslkit.cache import tower_features
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.encoders import DualEncoder, fingerprint
 from zslkit.objective import Embedded
@@ -74,26 +74,16 @@ class TrainingData:
         self.usable = np.arange(len(self.pairs))
         self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
         if parse_tower_mode(config.image_tower) == 0:
-            self.image_features, self.broken = embed(
-                model.image_tower,
-                self.pairs,
-                config.cache_dir,
-                image_size=config.image_size,
-                workers=config.workers,
-                device=device,
-                description="training images",
+            self.image_features, self.broken = tower_features(
+                model, self.pairs, config, "training images"
             )
             self.usable = np.flatnonzero(~np.isin(np.array(list(self.pairs.keys)), self.broken))
         if parse_tower_mode(config.text_tower) == 0:
             texts = [text for captions in self.pairs.captions for text in captions]
             # distinct and sorted: swapped captions are the same texts, so they share an entry
             distinct, self.feature_of = np.unique(np.array(texts, object), return_inverse=True)
-            self.text_features = embed(
-                model.text_tower,
-                distinct.tolist(),
-                config.cache_dir,
-                device=device,
-                description="training captions",
+            self.text_features = tower_features(
+                model, distinct.tolist(), config, "training captions"
             ).features
             self.first_caption = np.concatenate([[0], np.cumsum(self.captions_of)[:-1]])
         self.per_epoch = n_batches(len(self), self.local_size, world_size=dist.world_size())
@@ -164,11 +154,10 @@ class TrainingData:
         """Judge every caption by the losses of ``model``, the teacher, over all pairs."""
         images, texts = self.image_features, self.text_features
         if images is None:
-            options = {"image_size": self.config.image_size, "workers": self.config.workers}
-            images = embed(model.image_tower, self.pairs, None, device=self.device, **options)[0]
+            images = tower_features(model, self.pairs, self.config, "images to judge").features
         if texts is None:
             captions = [text for group in self.pairs.captions for text in group]
-            texts = embed(model.text_tower, captions, None, device=self.device).features
+            texts = tower_features(model, captions, self.config, "captions to judge").features
         else:
             texts = texts[self.feature_of]
         embedded = model.project_image(images[self.usable].to(self.device))

@@ -5,7 +5,8 @@ same weights, bit for bit on the CPU.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             also = {} if data.trust is None else {"trust": data.trust}
             save_checkpoint(run_dir, step, model, teacher, optimizer, state | also)
 
-    with monitor, interruptible() as stop:
+    with repeatable(device), monitor, interruptible() as stop:
         for epoch, batch in data.stream(step, total_steps):
             if dist.any_process(stop.is_set()):
                 break
@@ -240,6 +241,21 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) ->
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """List the parameters that training changes."""
     return [p for p in model.parameters() if p.requires_grad]
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """On the CPU, take algorithms whose sums do not depend on which thread comes first.
+
+    Without it the gradient of ``nn.EmbeddingBag`` differs from call to call with two threads.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def choose_device(name: str) -> torch.device:
