@@ -478,4 +478,18 @@ def test_two_threads_learn_the_same_twice(tiny, tmp_path):
     finally:
         torch.set_num_threads(before)
     assert_equal_weights(first, second)
-    assert not torch.are_deterministic_algorithms_enabled()  # the caller's own setting is back
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2], ids=["default", "warn", "error"])
+def test_the_callers_choice_of_algorithms_is_given_back(tiny, tmp_path, mode):
+    before, seen = torch.get_deterministic_debug_mode(), []
+    try:
+        torch.set_deterministic_debug_mode(mode)
+        train(
+            config_of(tiny, tmp_path, max_steps=1),
+            [lambda run, row: seen.append(torch.get_deterministic_debug_mode())],
+        )
+        assert torch.get_deterministic_debug_mode() == mode
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    assert seen == [2]

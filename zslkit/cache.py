@@ -27,6 +27,10 @@ class Embeddings(NamedTuple):
     broken: tuple[str, ...]
     """Keys of unreadable images."""
 
+    def readable(self, keys: Sequence[str]) -> np.ndarray:
+        """Give the rows of the items, named by ``keys``, that could be read."""
+        return np.flatnonzero(~np.isin(np.array(list(keys)), self.broken))
+
 
 def embed(
     tower: nn.Module,

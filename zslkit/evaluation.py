@@ -44,10 +44,9 @@ def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[T
     """
     model.eval()  # the projections have dropout
     device = next(model.parameters()).device
-    description = f"{pairs.manifest.name} {pairs.split} images"
-    features, broken = tower_features(model, pairs, config, description)
-    readable = np.flatnonzero(~np.isin(np.array(list(pairs.keys)), broken))
-    rows = (model.project_image(features[i].to(device)).cpu() for i in _blocks(readable))
+    found = tower_features(model, pairs, config, f"{pairs.manifest.name} {pairs.split} images")
+    readable = found.readable(pairs.keys)
+    rows = (model.project_image(found.features[i].to(device)).cpu() for i in _blocks(readable))
     return torch.cat(list(rows)), readable
 
 

@@ -74,17 +74,15 @@ class TrainingData:
         self.usable = np.arange(len(self.pairs))
         self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
         if parse_tower_mode(config.image_tower) == 0:
-            self.image_features, self.broken = tower_features(
-                model, self.pairs, config, "training images"
-            )
-            self.usable = np.flatnonzero(~np.isin(np.array(list(self.pairs.keys)), self.broken))
+            found = tower_features(model, self.pairs, config, "training images")
+            self.image_features, self.broken = found
+            self.usable = found.readable(self.pairs.keys)
         if parse_tower_mode(config.text_tower) == 0:
             texts = [text for captions in self.pairs.captions for text in captions]
             # distinct and sorted: swapped captions are the same texts, so they share an entry
             distinct, self.feature_of = np.unique(np.array(texts, object), return_inverse=True)
-            self.text_features = tower_features(
-                model, distinct.tolist(), config, "training captions"
-            ).features
+            texts = distinct.tolist()
+            self.text_features = tower_features(model, texts, config, "training captions").features
             self.first_caption = np.concatenate([[0], np.cumsum(self.captions_of)[:-1]])
         self.per_epoch = n_batches(len(self), self.local_size, world_size=dist.world_size())
 
@@ -126,9 +124,8 @@ class TrainingData:
             start = (number * ranks + dist.rank()) * size
             rows = order[start : start + size]
             images = self.image_features[rows].to(self.device)
-            yield TrainingBatch(
-                images, self._texts(rows, epoch), [self.pairs.keys[i] for i in rows], rows
-            )
+            keys = [self.pairs.keys[i] for i in rows]
+            yield TrainingBatch(images, self._texts(rows, epoch), keys, rows)
 
     def _from_images(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
         batches = iterate_batches(

@@ -249,13 +249,13 @@ def repeatable(device: torch.device) -> Iterator[None]:
 
     Without it the gradient of ``nn.EmbeddingBag`` differs from call to call with two threads.
     """
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)  # also whether the caller wants warnings only
 
 
 def choose_device(name: str) -> torch.device:

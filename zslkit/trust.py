@@ -13,8 +13,7 @@ def pair_losses(image_embeddings: Tensor, text_embeddings: Tensor, scale: float 
     Parameters
     ----------
     image_embeddings, text_embeddings : Tensor of shape (N, D)
-        Unit length; an image's captions averaged into one vector split far sharper than one
-        caption alone.
+        Unit length; an image's captions are averaged into one vector.
     scale : float
         Multiplies similarities; 1 / temperature.
 
