@@ -24,18 +24,25 @@ def test_one_tidy_row_per_run_and_metric(base):
 
 
 def test_goes_on_where_it_was_and_measures_changed_runs_anew(base, monkeypatch):
-    first = run_sweep(base, VARIANTS, [0])
+    first = run_sweep(base, VARIANTS, [0, 1])
     trained = []
     measure = zslkit.sweep._measure
     monkeypatch.setattr(
         zslkit.sweep, "_measure", lambda config: trained.append(config) or measure(config)
     )
-    pd.testing.assert_frame_equal(run_sweep(base, VARIANTS, [0]), first)
+    pd.testing.assert_frame_equal(run_sweep(base, VARIANTS, [0, 1]), first)
     assert trained == []
-    run_sweep(base, {**VARIANTS, "warm": {"teacher_temperature": 0.4}}, [0, 1])
+    run_sweep(base, {**VARIANTS, "warm": {"teacher_temperature": 0.4}}, [0, 1, 2])
     assert [(c.soft_targets, c.seed) for c in trained] == [
-        ("none", 1), ("teacher", 0), ("teacher", 1),
+        ("none", 2), ("teacher", 0), ("teacher", 1), ("teacher", 2),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [[0], [3, 3]])
+def test_one_seed_is_refused_before_training(base, seeds, tmp_path):
+    with pytest.raises(ValueError, match=r"seeds=.*at least two different ones"):
+        run_sweep(base, VARIANTS, seeds)
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

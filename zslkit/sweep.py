@@ -47,10 +47,17 @@ def run_sweep(base: RunConfig, variants: Mapping[str, Mapping[str, Any]], seeds:
     -------
     DataFrame
         Tidy: columns variant, seed, metric, value, and ``train_seconds``.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two different seeds, before anything is trained.
     """
     from pandas import DataFrame
     from tqdm.auto import tqdm
 
+    if len(set(seeds)) < 2:
+        raise ValueError(f"seeds={list(seeds)}: an interval needs at least two different ones")
     runs = [(name, seed) for name in variants for seed in seeds]
     rows: list[dict[str, Any]] = []
     for name, seed in tqdm(runs, desc="sweep", unit="run", leave=False):
