@@ -261,3 +261,10 @@ def test_real_image_weights_load(shared_data):
     weights = shared_data / "weights" / "mobilenet_v2-imagenet1k.safetensors"
     tower = ImageTower("torchvision:mobilenet_v2", str(weights))
     assert tower.feature_dim == 1280
+
+
+def test_only_the_sigmoid_loss_has_a_bias():
+    assert not hasattr(build_dual_encoder(RunConfig()), "logit_bias")
+    biased = build_dual_encoder(RunConfig(contrastive_loss="sigmoid", logit_bias=-7))
+    assert biased.logit_bias.item() == -7
+    assert biased.logit_bias.requires_grad

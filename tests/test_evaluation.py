@@ -9,9 +9,11 @@ import zslkit.evaluation
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
 from zslkit.evaluation import (
+    Watch,
     embed_images,
     embed_texts,
     evaluate,
+    evaluate_retrieval,
     example_targets,
     rank_labelled_images,
 )
@@ -208,3 +210,17 @@ def test_example_targets_are_those_of_the_objective(tiny_settings, tmp_path):
     torch.testing.assert_close(targets, expected)
     run.config = config.model_copy(update={"soft_targets": "none"})
     assert example_targets(run, pairs, range(5)) is None
+
+
+def test_watching_a_run_adds_figures_and_changes_no_weight(tiny_settings, tmp_path):
+    settings = {**tiny_settings, "epochs": 2, "image_dropout": 0.2}
+    plain = train(RunConfig(**settings, output_dir=str(tmp_path / "plain")))
+    config = RunConfig(**settings, output_dir=str(tmp_path / "watched"))
+    watched = train(config, [Watch(config, "test")])
+    curve = {row["step"]: row["held-out recall@10"] for row in watched.history
+             if "held-out recall@10" in row}  # fmt: skip
+    assert list(curve) == [4, 8]
+    final = evaluate_retrieval(watched.model, config)["text_to_image"]["recall@10"]["value"]
+    assert curve[8] == final
+    same = plain.model.state_dict()
+    assert all(torch.equal(same[name], t) for name, t in watched.model.state_dict().items())

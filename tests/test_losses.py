@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from zslkit.losses import contrastive_loss, distillation_loss
+from zslkit.losses import contrastive_loss, distillation_loss, sigmoid_loss
 
 
 def cross_entropy_written_out(logits, targets):
@@ -78,3 +78,22 @@ def test_shapes_must_agree():
         contrastive_loss(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="offset=7 puts a pair outside the 8 candidates"):
         contrastive_loss(torch.zeros(2, 8), torch.zeros(2, 8), offset=7)
+
+
+@pytest.mark.parametrize(("size", "offset", "n"), [(1, 0, 1), (4, 0, 4), (3, 3, 9), (2, 6, 8)])
+def test_sigmoid_matches_the_formula_written_out(size, offset, n):
+    logits, _ = random_case((size, n))
+    total = 0.0
+    for i, row in enumerate(logits.double().tolist()):
+        for j, logit in enumerate(row):
+            z = 1 if j == offset + i else -1
+            total += math.log(1 / (1 + math.exp(-z * logit)))
+    assert sigmoid_loss(logits, offset).item() == pytest.approx(-total / size, rel=1e-5)
+
+
+def test_sigmoid_weighs_rows_and_does_not_overflow():
+    logits, _ = random_case((4, 4))
+    rows = [sigmoid_loss(logits[i : i + 1], i).item() for i in range(4)]
+    weights = torch.tensor([4.0, 0, 0, 0])
+    assert sigmoid_loss(logits, weights=weights).item() == pytest.approx(rows[0], rel=1e-5)
+    assert sigmoid_loss(1e4 * torch.eye(4) - 5e3) == 0

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from zslkit.config import RunConfig
-from zslkit.losses import contrastive_loss, distillation_loss
+from zslkit.losses import contrastive_loss, distillation_loss, sigmoid_loss
 from zslkit.objective import Embedded, training_loss
 from zslkit.targets import label_smoothing_targets, teacher_targets, transport_targets
 
@@ -106,3 +106,25 @@ def test_trust_weighs_rows_and_nothing_but_their_ratio_counts():
     only = config.model_copy(update={"contrastive_weight": 1.0})
     weighed = training_loss(student, teacher, 10 * ONE, 5 * ONE, only, trust=half)[0].item()
     assert weighed == pytest.approx(contrastive / 2, 1e-5)
+
+
+def test_the_sigmoid_loss_takes_the_place_of_the_softmax_one():
+    student, teacher = embedded(0), embedded(1)
+    config = RunConfig(contrastive_loss="sigmoid", contrastive_weight=0.3)
+    loss, terms = training_loss(
+        student, teacher, 10 * ONE, 5 * ONE, config, logit_bias=torch.tensor(-3.0)
+    )
+    expected = sigmoid_loss(10 * student.image @ student.text.T - 3).item()
+    assert terms["contrastive_loss"] == pytest.approx(expected, 1e-6)
+    mixed = 0.3 * expected + 0.7 * terms["distillation_loss"]
+    assert loss.item() == pytest.approx(mixed, 1e-6)
+
+
+def test_targets_agree_with_the_teacher_they_come_from():
+    student, teacher = embedded(0), embedded(1)
+    agreement = {
+        kind: loss_of(student, teacher, soft_targets=kind)[1]["target_agreement"]
+        for kind in ("teacher", "transport")
+    }
+    assert agreement["teacher"] == pytest.approx(1, abs=1e-5)
+    assert 0.5 < agreement["transport"] <= 1

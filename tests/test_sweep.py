@@ -1,9 +1,17 @@
+import shutil
+import signal
+from pathlib import Path
+
 import pandas as pd
 import pytest
+import torch
 
 import zslkit.sweep
+import zslkit.trainer
+from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
-from zslkit.sweep import OBJECTIVES, run_sweep, summarise
+from zslkit.sweep import OBJECTIVES, run_sweep, summarise, with_caption_noise
+from zslkit.trainer import train
 
 VARIANTS = {"InfoNCE": {"soft_targets": "none"}, "warm": {"teacher_temperature": 0.5}}
 
@@ -48,6 +56,72 @@ def test_one_seed_is_refused_before_training(base, seeds, tmp_path):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_a_valid_configuration(name):
     RunConfig.preset("laptop", **OBJECTIVES[name])
+
+
+def test_noise_crosses_objectives_and_teachers_learn_from_the_same_captions():
+    variants = with_caption_noise(["InfoNCE", "fixed teacher"], [0, 0.5])
+    assert list(variants) == [
+        "InfoNCE @ 0", "fixed teacher @ 0", "InfoNCE @ 0.5", "fixed teacher @ 0.5"
+    ]  # fmt: skip
+    assert variants["InfoNCE @ 0.5"] == {"soft_targets": "none", "caption_noise": 0.5}
+    assert variants["fixed teacher @ 0.5"]["teacher_run"] == "InfoNCE @ 0.5"
+    with pytest.raises(ValueError, match="objectives='InfoNEC': unknown; did you mean InfoNCE"):
+        with_caption_noise(["InfoNEC"], [0])
+
+
+def test_a_fixed_teacher_is_the_finished_run_of_its_seed(base):
+    students = {"KD": {"teacher": "frozen", "teacher_run": "InfoNCE"}, **VARIANTS}
+    run_sweep(base, students, [0, 1])
+    for seed in (0, 1):
+        teacher = load_run(f"{base.output_dir}/InfoNCE/seed-{seed}").model.state_dict()
+        student = load_run(f"{base.output_dir}/KD/seed-{seed}").teacher.model.state_dict()
+        assert all(torch.equal(teacher[name], student[name]) for name in teacher)
+
+
+def test_the_number_of_jobs_does_not_change_a_figure(base, tmp_path):
+    alone = run_sweep(base, VARIANTS, [0, 1], jobs=1)
+    elsewhere = base.model_copy(update={"output_dir": str(tmp_path / "both")})
+    both = run_sweep(elsewhere, VARIANTS, [0, 1], jobs=2)
+    same = alone["metric"] != "train_seconds"
+    pd.testing.assert_frame_equal(both[same], alone[same])
+    written = pd.read_csv(tmp_path / "both" / "runs.csv")
+    pd.testing.assert_frame_equal(written, both.reset_index(drop=True), rtol=1e-12)
+    assert list(written) == [
+        "variant", "soft_targets", "teacher_temperature", "seed", "metric", "value"
+    ]  # fmt: skip
+
+
+def test_a_failing_run_loses_no_other(base):
+    wrong = {**VARIANTS, "broken": {"test_split": "tset"}}
+    with pytest.raises(RuntimeError, match=r"2 of 6 runs failed.*broken, seed 0: split='tset'"):
+        run_sweep(base, wrong, [0, 1])
+    assert len(list(Path(base.output_dir).glob("*/seed-*/results.json"))) == 4
+
+
+def test_an_interrupted_run_is_not_taken_for_a_finished_one(base, monkeypatch):
+    first = run_sweep(base, VARIANTS, [0, 1])
+    folder = Path(base.output_dir) / "warm" / "seed-1"
+    (folder / "results.json").unlink()
+    whole = load_run(folder).model.state_dict()
+    latest = max((folder / "checkpoints").iterdir())
+    shutil.rmtree(latest)
+
+    def cut(config, callbacks=()):
+        return train(config, [*callbacks, lambda run, row: signal.raise_signal(signal.SIGINT)])
+
+    monkeypatch.setattr(zslkit.trainer, "train", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(base, VARIANTS, [0, 1])
+    monkeypatch.undo()
+    assert not (folder / "results.json").exists()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000001"]
+    again = run_sweep(base, VARIANTS, [0, 1])
+    assert len(load_run(folder).history) == 2  # the second step only
+    assert all(
+        torch.equal(whole[name], t) for name, t in load_run(folder).model.state_dict().items()
+    )
+    same = first["metric"] != "train_seconds"
+    pd.testing.assert_frame_equal(again[same], first[same])
 
 
 def test_summary_by_hand():

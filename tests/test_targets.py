@@ -11,6 +11,7 @@ from zslkit.targets import (
     one_hot_targets,
     progressive_targets,
     sinkhorn,
+    target_agreement,
     target_statistics,
     teacher_targets,
     transport_targets,
@@ -179,3 +180,25 @@ def test_statistics_at_the_limits():
 def test_bad_values_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_agreement_is_the_correlation_beside_the_own_pair():
+    similarity = torch.tensor([[9.0, 0.1, 0.2, 0.4], [0.3, -9.0, 0.1, 0.0]])
+    targets = teacher_targets(similarity.clamp(-1, 1), 0.5)
+    assert target_agreement(targets, similarity) == pytest.approx(1, abs=1e-5)
+    assert target_agreement(teacher_targets(-similarity, 0.5), similarity) == pytest.approx(-1)
+    noisy = torch.rand(2, 4, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    others = [[1, 2, 3], [0, 2, 3]]
+    expected = [
+        np.corrcoef(noisy[i, others[i]].log().numpy(), similarity[i, others[i]].numpy())[0, 1]
+        for i in range(2)
+    ]
+    assert target_agreement(noisy, similarity) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_targets_that_do_not_vary_neither_agree_nor_disagree():
+    similarity = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+    assert target_agreement(label_smoothing_targets(3, 3, 0.2), similarity) == 0
+    assert target_agreement(torch.ones(1, 1), torch.ones(1, 1)) == 0
+    moved = target_agreement(teacher_targets(similarity, 0.1), similarity, offset=0)
+    assert moved == pytest.approx(1, abs=1e-5)

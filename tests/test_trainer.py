@@ -493,3 +493,21 @@ def test_the_callers_choice_of_algorithms_is_given_back(tiny, tmp_path, mode):
     finally:
         torch.set_deterministic_debug_mode(before)
     assert seen == [2]
+
+
+def test_a_sigmoid_run_learns_its_bias_and_goes_on_from_its_checkpoint(tiny, tmp_path):
+    settings = {"contrastive_loss": "sigmoid", "soft_targets": "none"}
+    whole = train(config_of(tiny, tmp_path / "whole", **settings))
+    assert whole.model.logit_bias.item() != -10
+    train(config_of(tiny, tmp_path / "cut", **settings), [stop_at(3)])
+    resumed = train(config_of(tiny, tmp_path / "cut", **settings, resume=True))
+    assert_equal_weights(whole, resumed)
+
+
+def test_a_run_is_told_what_is_wrong_with_it(tiny, tmp_path, capsys):
+    settings = {"teacher_temperature": 1e-4, "warmup_steps": 0}
+    run = train(config_of(tiny, tmp_path, **settings))
+    (advice,) = [line for line in run.record["advice"] if "one-hot" in line]
+    assert "raise teacher_temperature (now 0.0001)" in advice
+    assert capsys.readouterr().out.count("nearly one-hot") == 1  # told once, not every epoch
+    assert json.loads((tmp_path / "run.json").read_text())["advice"] == run.record["advice"]

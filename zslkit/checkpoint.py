@@ -78,7 +78,12 @@ def _prepare(run_dir: Path, config: RunConfig) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if config.resume and (run_dir / "config.json").is_file():
-            _check_same_run(run_dir, config)
+            if changed := changes_since(run_dir, config):
+                raise ValueError(
+                    f"resume=True: the run in {str(run_dir)!r} was started with another "
+                    f"configuration: {', '.join(changed)}; restore these, or choose another "
+                    "output_dir"
+                )
         elif earlier := [name for name in _RUN_FILES if (run_dir / name).exists()]:
             asides = (run_dir / f"earlier-{number}" for number in itertools.count(1))
             aside = next(folder for folder in asides if not folder.exists())
@@ -93,19 +98,19 @@ def _prepare(run_dir: Path, config: RunConfig) -> None:
         ) from error
 
 
-def _check_same_run(run_dir: Path, config: RunConfig) -> None:
+def changes_since(run_dir: Path, config: RunConfig) -> list[str]:
+    """Name the settings that would make the run in ``run_dir`` train differently, if resumed.
+
+    A setting that an older version did not know counts as its default.
+    """
     earlier = json.loads((run_dir / "config.json").read_text())
+    earlier = RunConfig().model_dump(mode="json") | earlier
     now = config.model_dump(mode="json")
-    changed = [
-        f"{name}={now[name]!r} (was {earlier.get(name)!r})"
+    return [
+        f"{name}={now[name]!r} (was {earlier[name]!r})"
         for name in now
-        if name not in FREE_TO_CHANGE and earlier.get(name) != now[name]
+        if name not in FREE_TO_CHANGE and earlier[name] != now[name]
     ]
-    if changed:
-        raise ValueError(
-            f"resume=True: the run in {str(run_dir)!r} was started with another configuration: "
-            f"{', '.join(changed)}; restore these, or choose another output_dir"
-        )
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -81,6 +81,8 @@ class RunConfig(Strict):
     """Dropout on the text features that enter the projection."""
 
     # objective
+    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax (InfoNCE) or sigmoid (SigLIP), which learns a bias besides the scale."""
     soft_targets: SoftTargets = "teacher"
     """Kind of soft targets; none is plain InfoNCE."""
     contrastive_weight: float = Field(0.5, ge=0.0, le=1.0)
@@ -117,6 +119,8 @@ class RunConfig(Strict):
     """First epoch (from 0) with these weights; a younger teacher cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
     """Initial scale of similarities (1 / temperature), contrastive and distillation."""
+    logit_bias: float = -10.0
+    """Initial bias of the sigmoid contrastive loss; no effect on softmax."""
     learn_logit_scale: bool = True
     """Learn both scales; false keeps them fixed."""
     max_logit_scale: float = Field(100.0, ge=1.0)

@@ -106,6 +106,8 @@ class DualEncoder(nn.Module):
     ----------
     logit_scale, distillation_scale : Tensor of shape ()
         Multiply similarities in the contrastive and the distillation term; 1 / temperature.
+    logit_bias : Parameter of shape ()
+        Added to the contrastive logits; only where the contrastive loss is the sigmoid one.
     """
 
     def __init__(self, image_tower: nn.Module, text_tower: nn.Module, config: RunConfig):
@@ -120,6 +122,8 @@ class DualEncoder(nn.Module):
         self.log_distillation_scale = nn.Parameter(
             log_scale.clone(), requires_grad=config.learn_logit_scale
         )
+        if config.contrastive_loss == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias))
         self.frozen_blocks = [
             *_freeze(image_tower, parse_tower_mode(config.image_tower, "image_tower")),
             *_freeze(text_tower, parse_tower_mode(config.text_tower, "text_tower")),

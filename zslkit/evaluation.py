@@ -158,5 +158,33 @@ def example_targets(run: Run, pairs: Pairs, rows: Sequence[int]) -> Tensor | Non
     return None if targets is None else targets[0].cpu()
 
 
+class Watch:
+    """A callback of the training loop: recall@10 on held-out pairs after every epoch.
+
+    It adds ``held-out recall@10`` (text to image, a fraction) to the last row of each epoch. The
+    run itself stays as it would have been.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run that is watched.
+    split : str
+        Held-out split of its manifest; never the test split, if what is seen guides a choice.
+    """
+
+    def __init__(self, config: RunConfig, split: str = "dev"):
+        self.config = config.model_copy(update={"test_split": split})
+
+    def __call__(self, run: Run, row: dict[str, float]) -> dict[str, float]:
+        """Measure where an epoch, or the training, ends."""
+        step, total = row["step"], run.record["total_steps"]
+        if step % run.record["steps_per_epoch"] and step != total:
+            return {}
+        with torch.random.fork_rng():  # reading images draws a seed
+            found = evaluate_retrieval(run.model, self.config)["text_to_image"]
+        k, recall = list(found.items())[-1]
+        return {f"held-out {k}": recall["value"]}
+
+
 def _blocks(rows: np.ndarray, size: int = 8192) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zslkit import dist
 from zslkit.cache import tower_features
+from zslkit.coach import duplicate_share
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.encoders import DualEncoder, fingerprint
 from zslkit.objective import Embedded
@@ -93,6 +94,11 @@ class TrainingData:
     def local_size(self) -> int:
         """Pairs of one batch in this process."""
         return self.config.batch_size // dist.world_size()
+
+    @cached_property
+    def duplicates(self) -> float:
+        """Share of a batch's pairs that meet an equal caption in it, by first captions."""
+        return duplicate_share([group[0] for group in self.pairs.captions], self.config.batch_size)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

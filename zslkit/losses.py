@@ -68,6 +68,34 @@ def contrastive_loss(
     return (image_to_text + text_to_image) / 2
 
 
+def sigmoid_loss(
+    logits_per_image: Tensor, offset: int = 0, weights: Tensor | None = None
+) -> Tensor:
+    """SigLIP: every image-caption combination is a yes-or-no question of its own.
+
+    Parameters
+    ----------
+    logits_per_image : Tensor of shape (B, N), float
+        ``logit_scale`` x cosine similarity + ``logit_bias``.
+    offset, weights
+        As in :func:`contrastive_loss`.
+
+    Returns
+    -------
+    Tensor of shape (), float
+        Sum over the candidates, mean over the batch, in nats.
+
+    References
+    ----------
+    Zhai et al. (2023), "Sigmoid Loss for Language Image Pre-Training", arXiv:2303.15343,
+    equation 1.
+    """
+    positives = positive_columns(len(logits_per_image), offset, logits_per_image.device)
+    signs = torch.full_like(logits_per_image, -1.0).scatter_(1, positives[:, None], 1.0)
+    rows = F.softplus(-signs * logits_per_image).sum(dim=1)  # -log sigmoid(x) = softplus(-x)
+    return _weighted_mean(rows, weights)
+
+
 def distillation_loss(
     student_logits: Tensor, soft_targets: Tensor, weights: Tensor | None = None
 ) -> Tensor:

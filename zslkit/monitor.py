@@ -6,8 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PLAIN_LINES = 10
@@ -40,6 +40,7 @@ class Monitor:
     tensorboard: bool = False
     quiet: bool = False
     images: int = 0
+    told: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> "Monitor":
         from tqdm.auto import tqdm
@@ -95,6 +96,13 @@ class Monitor:
                 f"step {row['step']}/{self.total_steps}, epoch {row['epoch'] + 1}: "
                 f"loss {row['loss']:.3f}, {rate:.0f} images/s, {left:.0f} s left"
             )
+
+    def tell(self, advice: Mapping[str, str]) -> None:
+        """Show the kinds of advice that the last call did not have; keep them all."""
+        for kind, sentence in advice.items():
+            if kind not in self.told and not self.quiet:
+                self.bar.write(f"advice: {sentence}")
+        self.told = dict(advice)
 
 
 @contextlib.contextmanager

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from zslkit import dist
 from zslkit.config import RunConfig
-from zslkit.losses import contrastive_loss, distillation_loss
+from zslkit.losses import contrastive_loss, distillation_loss, sigmoid_loss
 from zslkit.targets import (
     fuse_similarities,
     label_smoothing_targets,
     progressive_targets,
+    target_agreement,
     target_statistics,
     teacher_targets,
     transport_targets,
 )
+
+_AGREEMENT_ROWS = 64  # enough to see whether targets are inverted, cheap at any batch size
 
 
 class Embedded(NamedTuple):
@@ -36,6 +39,7 @@ def training_loss(
     config: RunConfig,
     progress: float = 0.0,
     trust: Tensor | None = None,
+    logit_bias: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weigh the contrastive and the distillation term of one batch.
 
@@ -55,14 +59,16 @@ def training_loss(
         Share of the training done, in [0, 1], for progressive targets.
     trust : Tensor of shape (B,), float, optional
         Probability that each pair's caption is right; weighs its rows.
+    logit_bias : Tensor of shape (), optional
+        Of the sigmoid contrastive loss.
 
     Returns
     -------
     loss : Tensor of shape (), float
         In nats.
     terms : dict of str to float
-        ``contrastive_loss``, and with soft targets ``distillation_loss``, ``self_mass`` and
-        ``target_entropy``.
+        ``contrastive_loss``, and with soft targets ``distillation_loss``, ``self_mass``,
+        ``target_entropy`` and, from a teacher, ``target_agreement``.
 
     References
     ----------
@@ -73,9 +79,12 @@ def training_loss(
     similarity_t = student.text @ dist.gather(student.image).T
     # mean 1 over all processes: few trusted pairs do not make a small step
     weights = None if trust is None else trust / dist.gather(trust).mean().clamp_min(1e-6)
-    contrastive = contrastive_loss(
-        logit_scale * similarity_v, logit_scale * similarity_t, offset, weights
-    )
+    if config.contrastive_loss == "sigmoid":
+        contrastive = sigmoid_loss(logit_scale * similarity_v + logit_bias, offset, weights)
+    else:
+        contrastive = contrastive_loss(
+            logit_scale * similarity_v, logit_scale * similarity_t, offset, weights
+        )
     terms = {"contrastive_loss": contrastive.item()}
     targets = soft_targets(len(similarity_v), similarity_v.shape[1], teacher, config, progress)
     if targets is None:
@@ -86,6 +95,10 @@ def training_loss(
         + distillation_loss(distillation_scale * similarity_t, targets_t, weights)
     ) / 2
     terms |= {"distillation_loss": distillation.item(), **target_statistics(targets_v, offset)}
+    if teacher is not None:
+        some = slice(_AGREEMENT_ROWS)
+        guide = teacher.image[some] @ dist.gather(teacher.text).T
+        terms["target_agreement"] = target_agreement(targets_v[some], guide, offset)
     weight = config.contrastive_weight
     return weight * contrastive + (1 - weight) * distillation, terms
 

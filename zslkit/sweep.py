@@ -1,17 +1,24 @@
-"""Many runs, one table: variants of a configuration over seeds, resumable."""
+"""Many runs, one table: variants of a configuration over seeds, several at a time, resumable."""
 
+import contextlib
+import io
+import multiprocessing
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
-from zslkit.config import RunConfig
+from zslkit.config import RunConfig, nearest
 from zslkit.metrics import paired_difference, seed_interval
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "InfoNCE": {"soft_targets": "none"},
+    "SigLIP": {"soft_targets": "none", "contrastive_loss": "sigmoid", "logit_scale": 10.0},
     "label smoothing": {"soft_targets": "label_smoothing", "label_smoothing": 0.3},
-    "teacher": {"soft_targets": "teacher"},
-    "teacher + intra-modal": {
+    "fixed teacher": {"soft_targets": "teacher", "teacher": "frozen", "teacher_run": "InfoNCE"},
+    "EMA teacher": {"soft_targets": "teacher"},
+    "EMA teacher + intra-modal": {
         "soft_targets": "teacher",
         "teacher_temperature": 0.1,
         "image_similarity_weight": 0.5,
@@ -23,59 +30,101 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "text_similarity_weight": 0.5,
     },
     "progressive": {"soft_targets": "progressive", "contrastive_weight": 0.0, "trusted_end": 0.2},
-    "teacher + pair trust": {"soft_targets": "teacher", "pair_trust": True},
+    "EMA teacher + pair trust": {"soft_targets": "teacher", "pair_trust": True},
 }
-"""Objectives to compare, by the fields that tell them apart."""
+"""Objectives to compare, by the fields that tell them apart.
+
+``teacher_run`` may name another of the compared variants: its run with the same seed.
+"""
 
 
-def run_sweep(base: RunConfig, variants: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]):
+def with_caption_noise(
+    objectives: Sequence[str], shares: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """Cross named objectives with shares of swapped captions; for :func:`run_sweep`.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not in ``OBJECTIVES``, with the nearest ones.
+    """
+    variants = {}
+    for share in shares:
+        for name in objectives:
+            if name not in OBJECTIVES:
+                raise ValueError(f"objectives={name!r}: unknown; {nearest(name, OBJECTIVES)}")
+            fields = OBJECTIVES[name] | {"caption_noise": share}
+            if "teacher_run" in fields:
+                fields["teacher_run"] = f"{fields['teacher_run']} @ {share:g}"
+            variants[f"{name} @ {share:g}"] = fields
+    return variants
+
+
+def run_sweep(
+    base: RunConfig,
+    variants: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    jobs: int | None = None,
+):
     """Train and measure every variant with every seed; skip what an earlier call has done.
 
-    Each run writes its results to ``base.output_dir/VARIANT/seed-N``. Frozen towers are embedded
-    once, into the cache that all runs share.
+    Each run writes its results to ``base.output_dir/VARIANT/seed-N``; the table also goes to
+    ``base.output_dir/runs.csv``. A run that was cut goes on from its checkpoint. Features of
+    frozen towers are computed once, into the cache that all runs share. On the CPU every run has
+    one thread unless ``base.threads`` says otherwise, so that figures do not depend on ``jobs``.
 
     Parameters
     ----------
     base : RunConfig
         What the variants have in common.
     variants : mapping
-        Name of a variant to the fields it changes.
+        Name of a variant to the fields it changes. ``teacher_run`` may name another variant.
     seeds : sequence of int
         Initial weights, data order and caption noise of each repetition.
+    jobs : int, optional
+        Runs at the same time, each in a process of its own; by default as many as torch has
+        threads, but one where there is an accelerator.
 
     Returns
     -------
     DataFrame
-        Tidy: columns variant, seed, metric, value, and ``train_seconds``.
+        Tidy: columns variant, the fields that variants change, seed, metric, value.
 
     Raises
     ------
     ValueError
         For fewer than two different seeds, before anything is trained.
+    RuntimeError
+        If runs failed; all others are finished and kept.
     """
     from pandas import DataFrame
-    from tqdm.auto import tqdm
 
     if len(set(seeds)) < 2:
         raise ValueError(f"seeds={list(seeds)}: an interval needs at least two different ones")
-    runs = [(name, seed) for name in variants for seed in seeds]
-    rows: list[dict[str, Any]] = []
-    for name, seed in tqdm(runs, desc="sweep", unit="run", leave=False):
-        variant = re.sub(r"[^\w.]+", "-", name)
-        folder = f"{base.output_dir}/{variant}/seed-{seed}"
-        config = RunConfig(
-            **{**base.model_dump(), **variants[name], "seed": seed, "output_dir": folder}
+    runs = {(name, seed): _configure(base, variants, name, seed) for name in variants
+            for seed in seeds}  # fmt: skip
+    results, failures = _run_all(runs, variants, jobs or _jobs(base))
+    if failures:
+        raise RuntimeError(
+            f"{len(failures)} of {len(runs)} runs failed, the others are kept: "
+            + "; ".join(f"{name}, seed {seed}: {error}" for (name, seed), error in failures.items())
         )
-        results = _finished(config) or _measure(config)
-        rows += [
-            {"variant": name, "seed": seed, "metric": metric, "value": value}
-            for metric, value in results["metrics"].items()
-        ]
+    changed = dict.fromkeys(field for fields in variants.values() for field in fields)
+    rows = [
+        {"variant": name, **{field: getattr(runs[name, seed], field) for field in changed},
+         "seed": seed, "metric": metric, "value": value}
+        for name, seed in runs
+        for metric, value in results[name, seed]["metrics"].items()
+    ]  # fmt: skip
+    table = DataFrame(rows)
+    table.to_csv(Path(base.output_dir) / "runs.csv", index=False)
     print(f"sweep: {len(runs)} runs, {len(variants)} variants x {len(seeds)} seeds")
-    return DataFrame(rows)
+    return table
 
 
-def summarise(table, metric: str, baseline: str | None = None) -> dict[str, dict[str, float]]:
+def summarise(
+    table, metric: str, baseline: str | None = None, by: str = "variant"
+) -> dict[str, dict[str, float]]:
     """Give each variant's mean over seeds with a 95 % interval for one metric.
 
     With a ``baseline``, the paired difference to that variant over the shared seeds and the
@@ -84,7 +133,7 @@ def summarise(table, metric: str, baseline: str | None = None) -> dict[str, dict
     chosen = table[table["metric"] == metric]
     values = {
         name: group.sort_values("seed")["value"].tolist()
-        for name, group in chosen.groupby("variant", sort=False)
+        for name, group in chosen.groupby(by, sort=False)
     }
     summary = {name: seed_interval(numbers) for name, numbers in values.items()}
     for name in [name for name in values if baseline and name != baseline]:
@@ -94,12 +143,98 @@ def summarise(table, metric: str, baseline: str | None = None) -> dict[str, dict
     return summary
 
 
+def _folder(base: RunConfig, name: str, seed: int) -> str:
+    return f"{base.output_dir}/{re.sub(r'[^a-zA-Z0-9_.]+', '-', name)}/seed-{seed}"
+
+
+def _configure(base: RunConfig, variants: Mapping, name: str, seed: int) -> RunConfig:
+    """Build the configuration of one run."""
+    changes = {**variants[name], "seed": seed, "output_dir": _folder(base, name, seed)}
+    if changes.get("teacher_run") in variants:
+        changes["teacher_run"] = _folder(base, changes["teacher_run"], seed)
+    if base.threads is None and not _accelerated(base):
+        changes["threads"] = 1
+    return RunConfig(**{**base.model_dump(), **changes})
+
+
+def _accelerated(config: RunConfig) -> bool:
+    from zslkit.trainer import choose_device
+
+    return choose_device(config.device).type != "cpu"
+
+
+def _jobs(base: RunConfig) -> int:
+    import torch
+
+    return 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
+
+
+def _run_all(runs: Mapping, variants: Mapping, jobs: int) -> tuple[dict, dict]:
+    """Run what is not finished, teachers before their students; give results and failures."""
+    from tqdm.auto import tqdm
+
+    results = {run: found for run, config in runs.items() if (found := _finished(config))}
+    failures: dict = {}
+    missing = [run for run in runs if run not in results]
+    students = [run for run in missing if variants[run[0]].get("teacher_run") in variants]
+    teachers = [run for run in missing if run not in students]
+    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False) as bar, _pool(jobs) as run:
+        # with frozen towers the first one alone: it fills the cache that the others read
+        alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
+        for wave in (teachers[:alone], teachers[alone:], students):
+            started = {run(_measure, runs[which]): which for which in wave}
+            for done in as_completed(started):
+                which = started[done]
+                if error := done.exception():
+                    failures[which] = error
+                else:
+                    results[which] = done.result()
+                bar.update()
+    return results, failures
+
+
+@contextlib.contextmanager
+def _pool(jobs: int) -> Iterator:
+    """Give a function that starts a call: in this process for one job, else in others."""
+    if jobs == 1:
+        yield _call
+        return
+    # fork would copy torch's thread pools in an unknown state
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        yield lambda *call: pool.submit(_quietly, *call)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _call(function, *arguments) -> Future:
+    done = Future()
+    try:
+        done.set_result(function(*arguments))
+    except Exception as error:  # one failing run must not lose the others
+        done.set_exception(error)
+    return done
+
+
+def _quietly(function, *arguments):
+    """Call without the progress that several processes would write over each other."""
+    silent = io.StringIO()
+    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        return function(*arguments)
+
+
 def _measure(config: RunConfig) -> dict[str, Any]:
+    """Train one run, or go on with it, and record what it can do."""
+    from zslkit.checkpoint import changes_since
     from zslkit.evaluation import evaluate
     from zslkit.report import flat, load_results, record
     from zslkit.trainer import train
 
-    run = train(config)
+    folder = Path(config.output_dir)
+    goes_on = (folder / "config.json").is_file() and not changes_since(folder, config)
+    run = train(config.model_copy(update={"resume": goes_on}))
+    if run.record["interrupted"]:
+        raise KeyboardInterrupt
     estimates = flat(evaluate(run.model, config))
     metrics = {name.replace(" / ", " "): estimate["value"] for name, estimate in estimates}
     metrics["train_seconds"] = run.record["train_seconds"]

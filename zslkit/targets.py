@@ -199,3 +199,26 @@ def target_statistics(targets: Tensor, offset: int = 0) -> dict[str, float]:
     self_mass = targets.gather(1, columns[:, None]).mean()
     entropy = -torch.xlogy(targets, targets).sum(dim=1).mean()
     return {"self_mass": self_mass.item(), "target_entropy": entropy.item()}
+
+
+def target_agreement(targets: Tensor, similarity: Tensor, offset: int = 0) -> float:
+    """Correlate soft targets with the teacher's similarity, the own pair left out.
+
+    Parameters
+    ----------
+    targets, similarity : Tensor of shape (B, N), float
+        Soft targets and the teacher's cross-modal similarities of the same rows.
+
+    Returns
+    -------
+    float
+        Pearson correlation of log targets and similarity, in [-1, 1], mean over the rows. 1 for
+        plain teacher targets; below 0 a cost stands where a score was expected; rows whose
+        targets do not vary count as 0.
+    """
+    columns = positive_columns(len(targets), offset, targets.device)[:, None]
+    others = torch.ones_like(targets, dtype=torch.bool).scatter_(1, columns, False)
+    shape = len(targets), targets.shape[1] - 1
+    a = targets.float().clamp_min(1e-30).log()[others].view(shape)
+    b = similarity.float()[others].view(shape)
+    return torch.cosine_similarity(*(x - x.mean(dim=1, keepdim=True) for x in (a, b))).mean().item()

@@ -20,6 +20,7 @@ from zslkit.checkpoint import (
     start_run_dir,
     write_json,
 )
+from zslkit.coach import advise
 from zslkit.config import RunConfig
 from zslkit.encoders import DualEncoder, build_dual_encoder
 from zslkit.feeding import TrainingBatch, TrainingData, encode
@@ -40,7 +41,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         All settings; ``output_dir`` receives config, metrics and checkpoints.
     callbacks : sequence of callable
         Called as ``callback(run, row)`` after each optimizer step; the numbers that one returns
-        join the row.
+        join the row. ``run.record`` holds ``steps_per_epoch`` and ``total_steps`` by then.
 
     Returns
     -------
@@ -64,6 +65,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     run_dir, checkpoint = start_run_dir(config)
     teacher = build_teacher(model, config)
     optimizer = build_optimizer(model, config)
+    parameters = trainable(model)
     total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
     torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
     state = {"step": 0, "broken": sorted(data.broken), "seconds": 0.0}
@@ -71,6 +73,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         state = restore_checkpoint(checkpoint, model, teacher, optimizer)
     step, data.trust = state["step"], state.pop("trust", None)
     run = Run(model, config, read_history(run_dir, step), run_dir, teacher)
+    run.record = {"steps_per_epoch": data.per_epoch, "total_steps": total_steps}
     monitor = Monitor(
         run_dir, run.history, step, total_steps, state["seconds"], config.tensorboard,
         quiet=dist.rank() > 0,
@@ -107,8 +110,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     f"{', '.join(batch.keys[:3])} …); no weight was changed by it. Try a lower "
                     f"learning_rate or logit_scale; {str(run_dir)!r} keeps its last checkpoint"
                 )
-            dist.average_gradients(trainable(model))
-            gradient_norm = clip_gradients(trainable(model), config.clip_norm)
+            dist.average_gradients(parameters)
+            gradient_norm = clip_gradients(parameters, config.clip_norm)
             optimizer.step()
             model.clamp_scales()
             if teacher:
@@ -130,18 +133,21 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             for callback in callbacks:
                 row |= callback(run, row) or {}
             monitor.log(row, len(batch))
+            epoch_ends = step % data.per_epoch == 0
+            if epoch_ends or step in (total_steps, 100):
+                monitor.tell(advise(run.history, config, data.duplicates))
             if step % config.checkpoint_every == 0:
                 save()
         save()
     model.eval()
-    run.record = {
+    run.record |= {
         "steps": step,
-        "total_steps": total_steps,
         "interrupted": step < total_steps,
         "train_seconds": round(state["seconds"], 2),
         "pairs": len(data),
         "swapped_captions": int(data.pairs.swapped.sum()),
         "unreadable_images": state["broken"],
+        "advice": [*monitor.told.values()],
     }
     if dist.rank() == 0:
         write_json(run_dir / "run.json", run.record)
@@ -175,12 +181,13 @@ def backward(
         with torch.no_grad(), autocast(config, device):
             guide = encode(teacher.model, batch)
     scales = model.logit_scale, model.distillation_scale
+    bias = getattr(model, "logit_bias", None)
     size = -(-len(batch) // config.accumulation)
     chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
     if len(chunks) == 1:
         with autocast(config, device):
             student = encode(model, batch)
-        loss, terms = training_loss(student, guide, *scales, config, progress, trust)
+        loss, terms = training_loss(student, guide, *scales, config, progress, trust, bias)
         loss.backward()
         return loss.item(), terms
 
@@ -199,7 +206,7 @@ def backward(
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     whole = Embedded(*(torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)))
-    loss, terms = training_loss(whole, guide, *scales, config, progress, trust)
+    loss, terms = training_loss(whole, guide, *scales, config, progress, trust, bias)
     loss.backward()
     gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
     for chunk, seed, gradient in zip(chunks, seeds, gradients, strict=True):
