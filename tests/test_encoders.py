@@ -265,6 +265,8 @@ def test_real_image_weights_load(shared_data):
 
 def test_only_the_sigmoid_loss_has_a_bias():
     assert not hasattr(build_dual_encoder(RunConfig()), "logit_bias")
+    at_base_rate = build_dual_encoder(RunConfig(contrastive_loss="sigmoid", batch_size=128))
+    assert at_base_rate.logit_bias.sigmoid().item() == pytest.approx(1 / 128)
     biased = build_dual_encoder(RunConfig(contrastive_loss="sigmoid", logit_bias=-7))
     assert biased.logit_bias.item() == -7
     assert biased.logit_bias.requires_grad

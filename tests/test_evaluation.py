@@ -15,10 +15,13 @@ from zslkit.evaluation import (
     evaluate,
     evaluate_retrieval,
     example_targets,
+    predictions_of,
     rank_labelled_images,
+    right_and_wrong,
 )
 from zslkit.pairs import open_pairs
 from zslkit.trainer import train
+from zslkit.zeroshot import ZeroShotClassifier
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +227,18 @@ def test_watching_a_run_adds_figures_and_changes_no_weight(tiny_settings, tmp_pa
     assert curve[8] == final
     same = plain.model.state_dict()
     assert all(torch.equal(same[name], t) for name, t in watched.model.state_dict().items())
+
+
+def test_examples_are_named_as_the_classifier_names_them(model, config):
+    result = rank_labelled_images(model, config)
+    rows = right_and_wrong(result, 2)
+    right = [bool(result.indices[row, 0] == result.labels[row]) for row in rows]
+    assert right == sorted(right, reverse=True)
+    assert len(rows) <= 4
+    photos, predictions, truths = predictions_of(result, rows, model.logit_scale, k=3)
+    classifier = ZeroShotClassifier(model, result.bank.class_names, config.prompt_templates)
+    for ours, theirs in zip(predictions, classifier.predict(photos, k=3), strict=True):
+        assert [p.class_name for p in ours] == [p.class_name for p in theirs]
+        shares = [p.probability for p in theirs]
+        assert [p.probability for p in ours] == pytest.approx(shares, rel=1e-4)
+    assert truths == [result.bank.class_names[result.labels[row]] for row in rows]

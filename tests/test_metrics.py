@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from zslkit import metrics
 from zslkit.metrics import (
     bootstrap_interval,
+    confusion_matrix,
     estimate,
     flat_hit_at_k,
     hits_at_k,
     paired_difference,
     per_class_hit,
+    reliability,
     retrieval_ranks,
     retrieval_recall,
     seed_interval,
@@ -220,3 +222,32 @@ def test_wrong_seeds_are_refused():
         seed_interval([0.5])
     with pytest.raises(ValueError, match="equal lengths, got 2 and 1"):
         paired_difference([1, 2], [1])
+
+
+def test_confusion_counts_by_hand():
+    assert confusion_matrix([0, 1, 1, 2], [0, 0, 1, 1], 3).tolist() == [
+        [1, 1, 0],
+        [0, 1, 1],
+        [0, 0, 0],
+    ]
+
+
+def test_reliability_by_hand():
+    found = reliability([0.05, 0.95, 1.0, 0.91], [False, True, True, False], n_bins=10)
+    assert found["bins"] == [
+        {"confidence": 0.05, "accuracy": 0.0, "n": 1},
+        {"confidence": pytest.approx(2.86 / 3), "accuracy": pytest.approx(2 / 3), "n": 3},
+    ]
+    assert found["ece"] == pytest.approx((0.05 + 3 * (2.86 / 3 - 2 / 3)) / 4)
+
+
+def test_a_model_that_is_as_sure_as_right_is_calibrated():
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0, 1, 200_000)
+    assert reliability(confidences, rng.uniform(size=200_000) < confidences)["ece"] < 0.005
+
+
+@pytest.mark.parametrize("confidences", [[0.5], [0.5, 1.5], [0.5, np.nan]])
+def test_confidences_are_probabilities_one_for_each_answer(confidences):
+    with pytest.raises(ValueError, match=r"as many confidences in \[0, 1\] as answers"):
+        reliability(confidences, [True, False])

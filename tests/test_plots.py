@@ -20,6 +20,13 @@ HISTORY = [
     {"step": 1, "loss": 2.0, "contrastive_loss": 1.5, "logit_scale": 20.0, "learning_rate": 1e-3},
     {"step": 2, "loss": 1.0, "contrastive_loss": None, "logit_scale": 21.0},
 ]
+TARGETS = [
+    {"step": 1, "epoch": 0, "self_mass": 0.2, "target_entropy": 1.9, "target_agreement": 0.9,
+     "held-out recall@10": 0.5},
+    {"step": 2, "epoch": 1, "self_mass": 0.4, "target_entropy": 1.2, "held-out recall@10": 0.4},
+]  # fmt: skip
+DOTS = {name: {"value": v, "low": v - 0.1, "high": v + 0.2} for name, v in (("a", 0.3), ("b", 0.5))}
+RELIABILITY = {"ece": 0.25, "bins": [{"confidence": 0.3, "accuracy": 0.5, "n": 4}]}
 PREDICTIONS = [[("cat", 0.9, 0.7), ("$dog$", 0.1, 0.3)]] * 3
 
 
@@ -30,10 +37,15 @@ def draw_all():
         "bars": plots.hit_bars(["a", "b"], [0.2, 0.4], [(0.1, 0.3), (0.3, 0.6)], chance=0.05),
         "targets": plots.target_matrix(torch.eye(3), CAPTIONS, CAPTIONS),
         "predictions": plots.prediction_grid(IMAGES, PREDICTIONS, ["cat", ("$dog$", "x"), ()]),
+        "softness": plots.target_curves(TARGETS, 8),
+        "held out": plots.held_out_curve(TARGETS),
+        "dots": plots.interval_dots({"0 %": DOTS, "50 %": {"b": DOTS["b"]}}, "recall@10"),
+        "confusion": plots.confusion_heatmap([[3, 1], [0, 4]], ["$a$", "b" * 40]),
+        "reliability": plots.reliability_diagram(RELIABILITY),
     }
 
 
-@pytest.mark.parametrize("name", ["pairs", "curves", "bars", "targets", "predictions"])
+@pytest.mark.parametrize("name", list(draw_all()))
 def test_every_figure_draws_on_white_and_shows_in_a_notebook(name):
     figure = draw_all()[name]
     assert figure._repr_png_()[:4] == b"\x89PNG"
@@ -126,3 +138,48 @@ def test_interval_curves_draw_points_limits_and_a_second_axis():
     assert left.get_ylabel() == "hit@1 (%)"
     assert [round(y) for y in left.lines[-1].get_ydata()] == [40, 40]
     assert list(right.lines[0].get_ydata()) == [1, 2]
+
+
+def test_target_curves_stand_between_their_limits():
+    mass, entropy, agreement = plots.target_curves(TARGETS, 8).axes
+    assert mass.lines[0].get_xydata().tolist() == [[1, 0.2], [2, 0.4]]
+    assert [line.get_ydata()[0] for line in mass.lines[1:]] == [1, 1 / 8]
+    assert [line.get_ydata()[0] for line in entropy.lines[1:]] == [0, pytest.approx(np.log(8))]
+    assert agreement.lines[0].get_xydata().tolist() == [[1, 0.9]]
+    bare = plots.target_curves(HISTORY, 8)  # plain InfoNCE logs no targets
+    assert [len(axes.lines) for axes in bare.axes] == [2, 2, 1]
+
+
+def test_held_out_curve_names_its_best_epoch():
+    axes = plots.held_out_curve(TARGETS).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[1, 50], [2, 40]]
+    assert [(text.get_text(), tuple(text.xy)) for text in axes.texts] == [("50.0", (1, 50))]
+    assert plots.held_out_curve(HISTORY) is None
+
+
+def test_dots_of_one_name_stand_in_its_row():
+    axes = draw_all()["dots"].axes[0]
+    first, second = (container.lines[0].get_xydata() for container in axes.containers)
+    assert first[:, 0].tolist() == pytest.approx([30, 50])
+    assert second[0, 0] == pytest.approx(50)
+    assert round(second[0, 1]) == round(first[1, 1]) == 1
+    assert axes.get_xlabel() == "recall@10 (%)"
+    differences = plots.interval_dots({"": DOTS}, "difference", zero=True).axes[0]
+    assert differences.get_xlabel() == "difference (points)"
+    assert any(list(line.get_xdata()) == [0, 0] for line in differences.lines)
+
+
+def test_confusion_shows_the_classes_with_most_errors_in_percent():
+    matrix = np.diag([4, 4, 4])
+    matrix[0, 2] = 4
+    axes = plots.confusion_heatmap(matrix, ["a", "b", "c"], n_shown=2).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "c"]
+    assert [text.get_text() for text in axes.texts] == ["50", "50", "0", "100"]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "class ranked first")
+
+
+def test_reliability_diagram_draws_accuracy_over_confidence():
+    axes, counts = plots.reliability_diagram(RELIABILITY).axes
+    assert axes.lines[1].get_xydata().tolist() == [[30, 50]]
+    assert "25.0 points" in axes.lines[1].get_label()
+    assert [bar.get_height() for bar in counts.patches] == [4]

@@ -10,7 +10,7 @@ import zslkit.sweep
 import zslkit.trainer
 from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
-from zslkit.sweep import OBJECTIVES, run_sweep, summarise, with_caption_noise
+from zslkit.sweep import OBJECTIVES, run_sweep, summarise, summarise_noise, with_caption_noise
 from zslkit.trainer import train
 
 VARIANTS = {"InfoNCE": {"soft_targets": "none"}, "warm": {"teacher_temperature": 0.5}}
@@ -134,3 +134,56 @@ def test_summary_by_hand():
     assert summary["b - a"]["value"] == pytest.approx(0.5)
     assert summary["b - a"]["high"] - 0.5 == pytest.approx(12.7062 * 0.1, rel=1e-4)
     assert summary["b / a"] == {"value": pytest.approx(3.5), "n": 2}
+
+
+def test_noise_summary_by_hand():
+    values = {
+        "a @ 0": (0.4, 0.6),
+        "b @ 0": (0.5, 0.7),
+        "a @ 0.5": (0.1, 0.3),
+        "b @ 0.5": (0.4, 0.7),
+    }
+    table = pd.DataFrame(
+        [
+            dict(variant=v, caption_noise=float(v.split()[-1]), seed=s, metric="m", value=x)
+            for v, scores in values.items()
+            for s, x in enumerate(scores)
+        ]
+    )
+    found = summarise_noise(table, "m", baseline="a")
+    assert found["scores"]["0.5"]["b"]["value"] == pytest.approx(0.55)
+    assert found["differences"]["0.5"].keys() == {"b"}
+    assert found["differences"]["0"]["b"]["value"] == pytest.approx(0.1)
+    # b is the best on clean captions: 0.1 / 0.5 and 0.3 / 0.7
+    assert found["kept"]["0.5"]["a"]["value"] == pytest.approx((0.1 / 0.5 + 0.3 / 0.7) / 2)
+    assert found["kept"]["0"]["b"]["value"] == 1
+    assert summarise_noise(table[table["caption_noise"] > 0], "m", None)["kept"] == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(seeds=["a", "b"]), "seed='a': Input should be a valid integer"),
+        (dict(jobs=0), "jobs=0 must be a number of processes"),
+        (dict(jobs="two"), "jobs='two' must be a number of processes"),
+        (dict(variants={"x": {"epocs": 1}}), "epocs=1: no such parameter; did you mean epochs"),
+    ],
+)
+def test_what_is_out_of_question_is_refused_before_training(base, call, message):
+    with pytest.raises(ValueError, match=message):
+        run_sweep(base, **{"variants": VARIANTS, "seeds": [0, 1], **call})
+    assert not Path(base.output_dir).exists()
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, "half"])
+def test_a_share_is_between_0_and_1(share):
+    with pytest.raises(ValueError, match="caption_noises=.*: shares are numbers between 0 and 1"):
+        with_caption_noise(["InfoNCE"], [share])
+
+
+def test_a_metric_that_was_not_measured_is_named_with_its_neighbours():
+    table = pd.DataFrame(
+        [dict(variant="a", seed=s, metric="zeroshot hit@1", value=0.5) for s in (0, 1)]
+    )
+    with pytest.raises(ValueError, match="metric='hit@1' was not measured; .*zeroshot hit@1"):
+        summarise(table, "hit@1")

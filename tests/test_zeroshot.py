@@ -15,6 +15,7 @@ from zslkit.zeroshot import (
     ClassBank,
     ZeroShotClassifier,
     build_class_bank,
+    class_probabilities,
     rank_classes,
     similarity_blocks,
 )
@@ -241,3 +242,15 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "notes.jpg").write_text("no image")
     with pytest.raises(ValueError, match=r"notes\.jpg: not a readable image"):
         zslkit.zeroshot._opened(tmp_path / "notes.jpg")
+
+
+def test_probabilities_of_ranked_classes_are_the_softmax_over_all():
+    generator = torch.Generator().manual_seed(0)
+    images, classes = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1)
+        for n in (5, 7)
+    )
+    bank = ClassBank(classes, tuple("abcdefg"))
+    scores, indices = rank_classes(images, bank, 3)
+    expected = (20 * images @ classes.T).softmax(dim=1).gather(1, indices)
+    torch.testing.assert_close(class_probabilities(images, bank, scores, 20), expected)

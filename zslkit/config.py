@@ -119,8 +119,8 @@ class RunConfig(Strict):
     """First epoch (from 0) with these weights; a younger teacher cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
     """Initial scale of similarities (1 / temperature), contrastive and distillation."""
-    logit_bias: float = -10.0
-    """Initial bias of the sigmoid contrastive loss; no effect on softmax."""
+    logit_bias: float | None = None
+    """Initial bias of the sigmoid contrastive loss; None: -ln(batch_size - 1), the base rate."""
     learn_logit_scale: bool = True
     """Learn both scales; false keeps them fixed."""
     max_logit_scale: float = Field(100.0, ge=1.0)

@@ -123,7 +123,10 @@ class DualEncoder(nn.Module):
             log_scale.clone(), requires_grad=config.learn_logit_scale
         )
         if config.contrastive_loss == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias))
+            # Zhai et al. start at -10, the logarithm of their 32k batch's base rate
+            base_rate = -math.log(config.batch_size - 1)
+            bias = base_rate if config.logit_bias is None else config.logit_bias
+            self.logit_bias = nn.Parameter(torch.tensor(bias))
         self.frozen_blocks = [
             *_freeze(image_tower, parse_tower_mode(config.image_tower, "image_tower")),
             *_freeze(text_tower, parse_tower_mode(config.text_tower, "text_tower")),

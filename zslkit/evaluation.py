@@ -14,7 +14,13 @@ from zslkit.encoders import DualEncoder
 from zslkit.metrics import estimate, hits_at_k, retrieval_ranks
 from zslkit.objective import Embedded, soft_targets
 from zslkit.pairs import Pairs, open_pairs
-from zslkit.zeroshot import ClassBank, build_class_bank, rank_classes
+from zslkit.zeroshot import (
+    ClassBank,
+    Prediction,
+    build_class_bank,
+    class_probabilities,
+    rank_classes,
+)
 
 
 class ZeroShotResult(NamedTuple):
@@ -137,6 +143,28 @@ def zeroshot_metrics(result: ZeroShotResult) -> dict[str, Any]:
         for k in (1, 5)
         if k <= result.indices.shape[1]
     }
+
+
+def right_and_wrong(result: ZeroShotResult, n: int) -> list[int]:
+    """Choose rows of a ranking, from all over the set: n named right, then n named wrong."""
+    right = result.indices[:, 0].numpy() == result.labels
+    found = (np.flatnonzero(mask) for mask in (right, ~right))
+    return [int(row) for rows in found for row in rows[:: len(rows) // n + 1]]
+
+
+def predictions_of(
+    result: ZeroShotResult, rows: Sequence[int], logit_scale: Any, k: int = 5
+) -> tuple[list, list[list[Prediction]], list[str]]:
+    """Give photos, their k best classes and their true class, for ``plots.prediction_grid``."""
+    rows, names = list(rows), result.bank.class_names
+    scores, indices = result.scores[rows, :k], result.indices[rows, :k]
+    shares = class_probabilities(result.embeddings[rows], result.bank, scores, logit_scale)
+    ranked = zip(indices.tolist(), scores.tolist(), shares.tolist(), strict=True)
+    predictions = [
+        [Prediction(names[i], s, p) for i, s, p in zip(*row, strict=True)] for row in ranked
+    ]
+    photos = [result.pairs[int(result.readable[row])].image for row in rows]
+    return photos, predictions, [names[result.labels[row]] for row in rows]
 
 
 @torch.inference_mode()

@@ -46,6 +46,55 @@ def per_class_hit(ranked_indices: Any, true_classes: Truth, k: int) -> dict[int,
     return {c: float(hits_at_k(ranked[r], [c] * len(r), k).mean()) for c, r in sorted(rows.items())}
 
 
+def confusion_matrix(predicted: Any, true_classes: Sequence[int], n_classes: int) -> np.ndarray:
+    """Count images by true class (rows) and first-ranked class (columns), int (C, C)."""
+    places = np.asarray(true_classes) * n_classes + np.asarray(predicted)
+    return np.bincount(places, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def reliability(confidences: Any, correct: Any, n_bins: int = 10) -> dict[str, Any]:
+    """Compare what a model says with how often it is right.
+
+    Parameters
+    ----------
+    confidences : sequence of N floats in [0, 1]
+        Probability of the first-ranked class.
+    correct : sequence of N bool
+        Whether it was a true one.
+    n_bins : int
+        Bins of equal width.
+
+    Returns
+    -------
+    dict
+        ``ece``, the expected calibration error, and ``bins``: for each that is not empty its
+        mean ``confidence``, ``accuracy`` and ``n``.
+
+    Raises
+    ------
+    ValueError
+        If a confidence lies outside [0, 1] or the lengths differ.
+
+    References
+    ----------
+    Guo et al. (2017), "On Calibration of Modern Neural Networks", arXiv:1706.04599, equation 3.
+    """
+    confidences, correct = np.asarray(confidences, float), np.asarray(correct, float)
+    if confidences.shape != correct.shape or not ((confidences >= 0) & (confidences <= 1)).all():
+        raise ValueError(
+            f"need as many confidences in [0, 1] as answers, got {confidences.shape} between "
+            f"{confidences.min():g} and {confidences.max():g}, and {correct.shape}"
+        )
+    places = np.minimum((confidences * n_bins).astype(int), n_bins - 1)
+    bins = [
+        {"confidence": float(confidences[inside].mean()), "accuracy": float(correct[inside].mean()),
+         "n": int(inside.sum())}
+        for inside in (places == place for place in np.unique(places))
+    ]  # fmt: skip
+    gaps = [bin["n"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins]
+    return {"ece": sum(gaps) / len(correct), "bins": bins}
+
+
 def retrieval_ranks(images: Tensor, texts: Tensor, image_of_text: Any) -> dict[str, np.ndarray]:
     """Rank the right answer of each query: 0 is best, the lowest index leads among equals.
 

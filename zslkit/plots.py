@@ -47,15 +47,58 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     figure = _figure(WIDTH, 2.9)
     panels = figure.subplots(1, 3)
     for panel, key, legend, colour, style in _CURVES:
-        points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-        if points:
-            panels[panel].plot(*zip(*points, strict=True), style, color=colour, label=legend)
+        _step_curve(panels[panel], history, key, linestyle=style, color=colour, label=legend)
     for axes, label in zip(panels, _PANELS, strict=True):
-        if len(axes.lines) > 1:
-            axes.legend(frameon=False, fontsize=8)
-        axes.set(xlabel="optimizer step", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _bare(axes)
+        _over_steps(axes, label)
+    return figure
+
+
+def target_curves(history: Sequence[Mapping[str, float]], n_candidates: int) -> Figure:
+    """Draw how soft the targets were at each optimizer step, between one-hot and uniform.
+
+    Mean own-pair mass, mean entropy (nats) and the correlation with the teacher's similarity;
+    dotted lines are the two limits for ``n_candidates`` captions.
+    """
+    figure = _figure(WIDTH, 2.9)
+    mass, entropy, agreement = panels = figure.subplots(1, 3)
+    keys, colours = ("self_mass", "target_entropy", "target_agreement"), (BLUE, ORANGE, GREEN)
+    for axes, key, colour in zip(panels, keys, colours, strict=True):
+        _step_curve(axes, history, key, color=colour)
+    limits = (mass, 1, 1 / n_candidates), (entropy, 0, math.log(n_candidates))
+    for axes, one_hot, uniform in limits:
+        axes.axhline(one_hot, color="black", ls=":", lw=1, label="one-hot")
+        axes.axhline(uniform, color="black", ls="-.", lw=1, label="uniform")
+    agreement.axhline(0, color="black", ls=":", lw=1, label="inverted below")
+    _over_steps(mass, "mass on the own pair")
+    _over_steps(entropy, "target entropy (nats)")
+    _over_steps(agreement, "correlation with the teacher")
+    agreement.set_ylim(min(-0.1, agreement.get_ylim()[0]), 1.05)
+    return figure
+
+
+def held_out_curve(history: Sequence[Mapping[str, float]]) -> Figure | None:
+    """Draw what a callback measured on held-out pairs against the epoch, its best marked.
+
+    None where nothing was measured.
+    """
+    names = sorted({name for row in history for name in row if name.startswith("held-out ")})
+    if not names:
+        return None
+    figure = _figure(WIDTH * 0.6, 2.9)
+    axes = figure.subplots()
+    for name, colour in zip(names, (BLUE, ORANGE, GREEN), strict=False):
+        points = [(row["epoch"] + 1, 100 * row[name]) for row in history if name in row]
+        epochs, values = np.array(points).T
+        axes.plot(epochs, values, "o-", color=colour, ms=4, label=name)
+        best = values.argmax()
+        axes.annotate(
+            f"{values[best]:.1f}", (epochs[best], values[best]), (0, 6), ha="center", fontsize=8,
+            textcoords="offset points",
+        )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel=f"{', '.join(names)} (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.margins(y=0.15)
+    _bare(axes)
     return figure
 
 
@@ -117,6 +160,92 @@ def interval_curves(
     return figure
 
 
+def interval_dots(
+    series: Mapping[str, Mapping[str, Mapping[str, float]]], quantity: str, zero: bool = False
+) -> Figure:
+    """Draw estimates with intervals, one row per name and one colour and marker per series.
+
+    ``series`` maps a legend to (name to estimate with value, low and high, fractions); shown in
+    percent, or for differences (``zero``) in points beside a line at zero.
+    """
+    names = list(dict.fromkeys(name for estimates in series.values() for name in estimates))
+    figure = _figure(WIDTH * 0.85, 1.1 + 0.16 * len(names) * (len(series) + 1))
+    axes = figure.subplots()
+    styles = zip((BLUE, ORANGE, GREEN, "black"), "os^D", strict=True)
+    spread = np.linspace(-0.27, 0.27, len(series)) if len(series) > 1 else [0.0]
+    for (legend, estimates), (colour, marker), shift in zip(
+        series.items(), styles, spread, strict=False
+    ):
+        value, low, high = (
+            100 * np.array([estimates[name][key] for name in estimates])
+            for key in ("value", "low", "high")
+        )
+        places = [names.index(name) + shift for name in estimates]
+        axes.errorbar(
+            value, places, xerr=np.abs([low - value, high - value]), fmt=marker, color=colour,
+            capsize=3, ms=5, label=legend,
+        )  # fmt: skip
+    if zero:
+        axes.axvline(0, color="black", lw=1)
+    axes.set_yticks(range(len(names)), [_plain(name, 34) for name in names])
+    axes.set_xlabel(f"{quantity} ({'points' if zero else '%'})")
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#E5E5E5")
+    axes.set_axisbelow(True)
+    _bare(axes)
+    if len(series) > 1:
+        figure.legend(loc="outside upper center", ncols=len(series), frameon=False, fontsize=9)
+    return figure
+
+
+def confusion_heatmap(matrix: Any, class_names: Sequence[str], n_shown: int = 16) -> Figure:
+    """Map counts of true class (rows) and first-ranked class (columns), (C, C), in percent of rows.
+
+    Of more than ``n_shown`` classes those with the most errors, made or received, are shown.
+    """
+    import seaborn
+
+    matrix = np.asarray(matrix, dtype=float)
+    errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+    chosen = np.sort(np.argsort(-errors, kind="stable")[:n_shown])
+    shares = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+    labels = [_plain(class_names[c], 18, lines=1) for c in chosen]
+    figure = _figure(WIDTH, 1.6 + 0.36 * len(chosen))
+    axes = figure.subplots()
+    seaborn.heatmap(
+        shares[np.ix_(chosen, chosen)], ax=axes, cmap="cividis", vmin=0, vmax=100, annot=True,
+        fmt=".0f", annot_kws={"fontsize": 7}, xticklabels=labels, yticklabels=labels,
+        cbar_kws={"label": "share of the true class's images (%)"}, linewidths=0.5,
+    )  # fmt: skip
+    axes.set(xlabel="class ranked first", ylabel="true class")
+    axes.tick_params(labelsize=8)
+    axes.set_xticks(axes.get_xticks(), labels, rotation=45, ha="right")
+    return figure
+
+
+def reliability_diagram(reliability: Mapping[str, Any]) -> Figure:
+    """Draw accuracy against confidence, as :func:`zslkit.metrics.reliability` gives them.
+
+    On the diagonal a probability means what it says; bars below show how many images say it.
+    """
+    confidence, accuracy, n = (
+        np.array([bin[key] for bin in reliability["bins"]])
+        for key in ("confidence", "accuracy", "n")
+    )
+    figure = _figure(WIDTH * 0.6, 4.6)
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    axes.plot([0, 100], [0, 100], ls="--", color="grey", label="calibrated")
+    label = f"model, expected calibration error {100 * reliability['ece']:.1f} points"
+    axes.plot(100 * confidence, 100 * accuracy, "o-", color=BLUE, label=label)
+    axes.set(ylabel="right (%)", xlim=(0, 100), ylim=(0, 102))
+    axes.legend(frameon=False, fontsize=8)
+    counts.bar(100 * confidence, n, width=6, color=PALE_GREY, edgecolor="grey")
+    counts.set(xlabel="probability of the class ranked first (%)", ylabel="images")
+    for panel in (axes, counts):
+        _bare(panel)
+    return figure
+
+
 def target_matrix(
     targets: Any, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
 ) -> Figure:
@@ -165,6 +294,21 @@ def prediction_grid(
 
 def _figure(width: float, height: float) -> Figure:
     return NotebookFigure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _step_curve(axes: Any, history: Sequence[Mapping[str, float]], key: str, **style: Any) -> None:
+    points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def _over_steps(axes: Any, label: str) -> None:
+    """Finish a panel whose x axis counts optimizer steps."""
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    axes.set(xlabel="optimizer step", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    _bare(axes)
 
 
 def _bare(axes: Any) -> None:

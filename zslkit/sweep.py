@@ -14,7 +14,12 @@ from zslkit.metrics import paired_difference, seed_interval
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "InfoNCE": {"soft_targets": "none"},
-    "SigLIP": {"soft_targets": "none", "contrastive_loss": "sigmoid", "logit_scale": 10.0},
+    "SigLIP": {
+        "soft_targets": "none",
+        "contrastive_loss": "sigmoid",
+        "logit_scale": 10.0,
+        "logit_bias": -7.0,
+    },
     "label smoothing": {"soft_targets": "label_smoothing", "label_smoothing": 0.3},
     "fixed teacher": {"soft_targets": "teacher", "teacher": "frozen", "teacher_run": "InfoNCE"},
     "EMA teacher": {"soft_targets": "teacher"},
@@ -46,10 +51,13 @@ def with_caption_noise(
     Raises
     ------
     ValueError
-        For a name that is not in ``OBJECTIVES``, with the nearest ones.
+        For a name that is not in ``OBJECTIVES``, with the nearest ones, or a share outside
+        [0, 1].
     """
     variants = {}
     for share in shares:
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"caption_noises={share!r}: shares are numbers between 0 and 1")
         for name in objectives:
             if name not in OBJECTIVES:
                 raise ValueError(f"objectives={name!r}: unknown; {nearest(name, OBJECTIVES)}")
@@ -93,7 +101,8 @@ def run_sweep(
     Raises
     ------
     ValueError
-        For fewer than two different seeds, before anything is trained.
+        For fewer than two different seeds, or settings that are out of question, before
+        anything is trained.
     RuntimeError
         If runs failed; all others are finished and kept.
     """
@@ -101,6 +110,8 @@ def run_sweep(
 
     if len(set(seeds)) < 2:
         raise ValueError(f"seeds={list(seeds)}: an interval needs at least two different ones")
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise ValueError(f"jobs={jobs!r} must be a number of processes, at least 1, or None")
     runs = {(name, seed): _configure(base, variants, name, seed) for name in variants
             for seed in seeds}  # fmt: skip
     results, failures = _run_all(runs, variants, jobs or _jobs(base))
@@ -128,9 +139,10 @@ def summarise(
     """Give each variant's mean over seeds with a 95 % interval for one metric.
 
     With a ``baseline``, the paired difference to that variant over the shared seeds and the
-    ratio of means are added as ``NAME - BASELINE`` and ``NAME / BASELINE``.
+    ratio of means are added as ``NAME - BASELINE`` and ``NAME / BASELINE``. A ValueError names
+    the nearest to a metric that was not measured.
     """
-    chosen = table[table["metric"] == metric]
+    chosen = _rows_of(table, metric)
     values = {
         name: group.sort_values("seed")["value"].tolist()
         for name, group in chosen.groupby(by, sort=False)
@@ -141,6 +153,59 @@ def summarise(
         ratio = summary[name]["value"] / max(summary[baseline]["value"], 1e-12)
         summary[f"{name} / {baseline}"] = {"value": ratio, "n": len(values[name])}
     return summary
+
+
+def summarise_noise(table, metric: str, baseline: str | None = "InfoNCE") -> dict[str, dict]:
+    """Compare objectives at each share of swapped captions.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run_sweep` over :func:`with_caption_noise`.
+    metric : str
+        What is compared.
+    baseline : str, optional
+        Objective that the others are compared with, seed by seed.
+
+    Returns
+    -------
+    dict
+        ``scores``, ``differences`` to the baseline and ``kept``, each a mapping from the share
+        ("0.5") to objectives to estimates. ``kept`` is the score as a share of the best
+        objective's score on clean captions with the same seed; empty without clean runs.
+    """
+    chosen = _rows_of(table, metric)
+    chosen = chosen.assign(objective=chosen["variant"].str.rsplit(" @ ", n=1).str[0])
+    by_share = {f"{share:g}": group for share, group in chosen.groupby("caption_noise")}
+    summaries = {
+        share: summarise(group, metric, baseline, by="objective")
+        for share, group in by_share.items()
+    }
+    found: dict[str, dict] = {"scores": {}, "differences": {}, "kept": {}}
+    for share, summary in summaries.items():
+        names = by_share[share]["objective"].unique()
+        found["scores"][share] = {name: summary[name] for name in names}
+        found["differences"][share] = {
+            name: summary[f"{name} - {baseline}"] for name in names if baseline and name != baseline
+        }
+    if clean := found["scores"].get("0"):
+        best = max(clean, key=lambda name: clean[name]["value"])
+        scores = {share: group.pivot(index="seed", columns="objective", values="value")
+                  for share, group in by_share.items()}  # fmt: skip
+        found["kept"] = {
+            share: {name: seed_interval((rows[name] / scores["0"][best]).tolist())
+                    for name in found["scores"][share]}
+            for share, rows in scores.items()
+        }  # fmt: skip
+    return found
+
+
+def _rows_of(table, metric: str):
+    """Select one metric; a ValueError names the nearest to one that was not measured."""
+    known = table["metric"].unique().tolist()
+    if metric not in known:
+        raise ValueError(f"metric={metric!r} was not measured; {nearest(metric, known)}")
+    return table[table["metric"] == metric]
 
 
 def _folder(base: RunConfig, name: str, seed: int) -> str:
@@ -154,7 +219,7 @@ def _configure(base: RunConfig, variants: Mapping, name: str, seed: int) -> RunC
         changes["teacher_run"] = _folder(base, changes["teacher_run"], seed)
     if base.threads is None and not _accelerated(base):
         changes["threads"] = 1
-    return RunConfig(**{**base.model_dump(), **changes})
+    return RunConfig.from_parameters(changes, base=base)
 
 
 def _accelerated(config: RunConfig) -> bool:

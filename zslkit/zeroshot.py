@@ -86,6 +86,20 @@ def rank_classes(image_embeddings: Tensor, bank: ClassBank, k: int) -> tuple[Ten
     return torch.cat(scores), torch.cat(indices)
 
 
+def class_probabilities(
+    image_embeddings: Tensor, bank: ClassBank, scores: Tensor, logit_scale: Any
+) -> Tensor:
+    """Turn similarities that :func:`rank_classes` found, (N, k), into a softmax over all classes.
+
+    They are what the model was trained to say, at its own ``logit_scale``; whether 0.9 means
+    nine in ten is for :func:`zslkit.metrics.reliability` to tell.
+    """
+    scale = torch.as_tensor(logit_scale).detach().to(scores)
+    blocks = similarity_blocks(image_embeddings.to(scores.device), bank.embeddings)
+    totals = torch.cat([(scale * block).logsumexp(dim=1) for _, block in blocks])
+    return (scale * scores - totals[:, None]).exp()
+
+
 def similarity_blocks(
     queries: Tensor, candidates: Tensor, max_scores: int = 2**22
 ) -> Iterator[tuple[int, Tensor]]:
@@ -129,8 +143,7 @@ class ZeroShotClassifier:
                 pixels = torch.stack([transform(image) for image in batch]).to(scale.device)
                 embeddings = self.model.encode_image(pixels)
                 scores, indices = rank_classes(embeddings, self.bank, k)
-                logits = scale * (embeddings.float() @ self.bank.embeddings.to(scale.device).T)
-                shares = logits.softmax(dim=1).gather(1, indices)
+                shares = class_probabilities(embeddings, self.bank, scores, scale)
                 for row in torch.stack([indices, scores, shares], dim=2).tolist():
                     results.append([Prediction(names[int(i)], s, p) for i, s, p in row])
         return results
