@@ -15,12 +15,14 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OWN = {  # parameters that are a notebook's, not a run's
     "00_quickstart": set(),
-    "03_train": {"preset"},
+    "03_train": {"preset", "held_out_split"},
     "04_temperature_ablation": {
-        *("preset", "temperatures", "contrastive_weights", "seeds", "metric")
+        *("preset", "temperatures", "contrastive_weights", "seeds", "metric", "jobs")
     },
     "05_zero_shot_evaluation": {"run_dir"},
-    "08_compare_objectives": {"preset", "seeds", "objectives", "metric"},
+    "08_compare_objectives": {
+        *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
+    },
 }
 
 
@@ -57,7 +59,7 @@ def trained(tmp_path_factory, tiny_settings):
     """Folder and results of notebook 03."""
     folder = tmp_path_factory.mktemp("notebooks")
     settings = {name: value for name, value in tiny_settings.items() if value is not None}
-    return folder, run("03_train", folder, **settings, max_steps=3)
+    return folder, run("03_train", folder, **settings, max_steps=3, held_out_split="test")
 
 
 def estimates(metrics):
@@ -101,7 +103,7 @@ def test_parameters_are_fields_of_a_run_with_their_types(path):
 
 def test_training_notebook_declares_every_field_of_a_run():
     declared = papermill.inspect_notebook(by_name("03_train"))
-    assert declared.keys() == RunConfig.model_fields.keys() | {"preset"}
+    assert declared.keys() == RunConfig.model_fields.keys() | OWN["03_train"]
 
 
 def test_quickstart_measures_and_names_chance(tmp_path, tiny):
@@ -119,7 +121,8 @@ def test_train_leaves_a_run_its_results_and_figures(trained):
     assert results["extra"]["steps"] == 3
     assert results["config"]["max_steps"] == 3
     assert {"recall@1", "recall@10"} <= results["metrics"]["retrieval"]["text_to_image"].keys()
-    for figure in ("pairs", "curves", "soft_targets", "retrieval", "zeroshot"):
+    figures = ("pairs", "curves", "held_out", "target_curves", "soft_targets", "retrieval")
+    for figure in (*figures, "zeroshot", "examples"):
         assert (folder / "03_train" / results["figures"][figure]).stat().st_size > 5000
     assert len((folder / "03_train" / "metrics.jsonl").read_text().splitlines()) == 3
 
@@ -130,6 +133,10 @@ def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
     assert_sound(results)
     assert results["metrics"]["zeroshot"] == training["metrics"]["zeroshot"]
     assert len(results["metrics"]["templates"]) == 3
+    assert 0 <= results["metrics"]["calibration error"] <= 1
+    per_class = results["metrics"]["per class hit@1"]
+    assert sum(per_class.values()) >= 0
+    assert results["figures"].keys() >= {"confusion", "reliability", "classes", "examples"}
 
 
 def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):
@@ -156,15 +163,18 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
         max_steps=2,
         seeds="[0, 1]",
         objectives=["InfoNCE", "transport"],
+        caption_noises="[0, 0.5]",
     )
     assert_sound(results)
-    summary = results["metrics"]["summary"]
-    assert summary.keys() == {
-        *("InfoNCE", "transport", "transport - InfoNCE", "transport / InfoNCE")
-    }
-    difference = summary["transport"]["value"] - summary["InfoNCE"]["value"]
-    assert summary["transport - InfoNCE"]["value"] == pytest.approx(difference)
-    assert summary["InfoNCE"]["n"] == 2
+    found = results["metrics"]["retrieval text_to_image recall@10"]
+    assert found["scores"].keys() == {"0", "0.5"}
+    scores, kept = found["scores"]["0.5"], found["kept"]["0.5"]
+    assert scores.keys() == kept.keys() == {"InfoNCE", "transport"}
+    difference = scores["transport"]["value"] - scores["InfoNCE"]["value"]
+    assert found["differences"]["0.5"]["transport"]["value"] == pytest.approx(difference)
+    assert scores["InfoNCE"]["n"] == 2
+    assert results["figures"].keys() == {"comparison", "differences", "kept"}
+    assert (tmp_path / "08_compare_objectives" / "runs.csv").is_file()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +187,8 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
         ("05_zero_shot_evaluation", {"run_dir": "nowhere"}, "run_dir='nowhere': no run with"),
         ("04_temperature_ablation", {"temprature": 1}, "did you mean temperatures"),
         ("08_compare_objectives", {"seeds": "three"}, "seeds='three': must be a list such as"),
+        ("08_compare_objectives", {"objectives": ["InfoNEC"]}, "did you mean InfoNCE"),
+        ("08_compare_objectives", {"caption_noises": [20]}, "are numbers between 0 and 1"),
     ],
 )
 def test_a_wrong_parameter_stops_in_the_first_cells(tmp_path, name, parameters, message):
