@@ -9,7 +9,7 @@ import papermill
 import pytest
 
 from zslkit.config import RunConfig
-from zslkit.report import load_results
+from zslkit.report import flat, load_results
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -62,16 +62,8 @@ def trained(tmp_path_factory, tiny_settings):
     return folder, run("03_train", folder, **settings, max_steps=3, held_out_split="test")
 
 
-def estimates(metrics):
-    for value in metrics.values():
-        if "value" in value:
-            yield value
-        else:
-            yield from estimates(value)
-
-
 def assert_sound(results):
-    for estimate in estimates(results["metrics"]):
+    for _, estimate in flat(results["metrics"]):
         assert math.isfinite(estimate["value"])
         if "low" in estimate:
             assert estimate["low"] <= estimate["value"] <= estimate["high"]
