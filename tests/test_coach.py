@@ -35,7 +35,12 @@ def test_a_healthy_run_needs_no_advice():
             "one-hot targets",
             "raise epsilon",
         ),
-        ({"target_entropy": 4.15}, {}, "uniform targets", "entropy 4.15 of at most 4.16 nats"),
+        (
+            {"target_entropy": 4.15},
+            {"epochs": 1},
+            "uniform targets",
+            "entropy 4.15 of at most 4.16 nats",
+        ),
         ({"target_agreement": -0.2}, {}, "inverted targets", "correlation -0.20"),
         ({"contrastive_loss": 4.15}, {}, "nothing learnt", "(ln 64 = 4.16)"),
         ({"logit_scale": 99.9}, {}, "saturated scale", "upper limit, 100"),
@@ -56,6 +61,13 @@ def test_what_is_meant_is_not_criticised():
     assert advise(history(contrastive_loss=9.0), sigmoid) == {}
     warming_up = CONFIG.model_copy(update={"warmup_steps": 50})
     assert advise(history(contrastive_loss=4.16), warming_up) == {}
+
+
+def test_a_young_teacher_may_know_nothing():
+    assert advise(history(2, target_entropy=4.15), CONFIG) == {}
+    assert "uniform targets" in advise(history(3, target_entropy=4.15), CONFIG)
+    smoothed = CONFIG.model_copy(update={"soft_targets": "label_smoothing"})
+    assert "uniform targets" in advise(history(1, target_entropy=4.15), smoothed)
 
 
 def test_only_the_last_epoch_counts():
@@ -83,6 +95,6 @@ def test_duplicates_are_expected_exactly():
 
 
 def test_limits_are_those_of_the_batch():
-    small = CONFIG.model_copy(update={"batch_size": 8})
+    small = CONFIG.model_copy(update={"batch_size": 8, "epochs": 1})
     advice = advise(history(target_entropy=math.log(8)), small)
     assert advice.keys() == {"uniform targets"}

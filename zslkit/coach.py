@@ -35,7 +35,9 @@ def advise(
     last = [row for row in history if row["epoch"] == history[-1]["epoch"]]
     names = set.intersection(*map(set, last))
     mean = {name: float(np.mean([row[name] for row in last])) for name in names}
-    found = _about_targets(mean, config)
+    # a moving average of a student that has just begun knows nothing yet
+    young = config.needs_teacher and last[0]["epoch"] < min(2, config.epochs - 1)
+    found = _about_targets(mean, config, young)
     if last[0]["step"] > config.warmup_steps:
         found |= _about_learning(mean, config)
     if duplicates > 0.05:
@@ -69,7 +71,7 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _about_targets(mean: Mapping[str, float], config: RunConfig) -> dict[str, str]:
+def _about_targets(mean: Mapping[str, float], config: RunConfig, young: bool) -> dict[str, str]:
     knob = "epsilon" if config.soft_targets == "transport" else "teacher_temperature"
     if config.soft_targets == "label_smoothing":
         knob = "label_smoothing"
@@ -84,7 +86,7 @@ def _about_targets(mean: Mapping[str, float], config: RunConfig) -> dict[str, st
             f"{limit:.2f} nats, own-pair mass {mean['self_mass']:.2f}): no second caption gets a "
             f"share; raise {now}"
         )
-    if mean["target_entropy"] > NEARLY * limit:
+    if mean["target_entropy"] > NEARLY * limit and not young:
         found["uniform targets"] = (
             f"soft targets are nearly uniform (entropy {mean['target_entropy']:.2f} of at most "
             f"{limit:.2f} nats): they say nothing; lower {now}"

@@ -76,7 +76,8 @@ def training_loss(
     """
     offset = dist.rank() * len(student.image)
     similarity_v = student.image @ dist.gather(student.text).T
-    similarity_t = student.text @ dist.gather(student.image).T
+    alone = dist.world_size() == 1  # then one product serves both directions
+    similarity_t = similarity_v.T if alone else student.text @ dist.gather(student.image).T
     # mean 1 over all processes: few trusted pairs do not make a small step
     weights = None if trust is None else trust / dist.gather(trust).mean().clamp_min(1e-6)
     if config.contrastive_loss == "sigmoid":
@@ -121,7 +122,7 @@ def soft_targets(
     intra_modal = (image @ image.T, text @ text.T) if any(weights) else None
     both = []
     # Transport and trust couple all rows: every process solves the whole and takes its part.
-    for cross in (image @ text.T, text @ image.T):
+    for cross in (cross_modal := image @ text.T, cross_modal.T):
         similarity = fuse_similarities(cross, *intra_modal, *weights) if intra_modal else cross
         if kind == "transport":
             targets = transport_targets(similarity, config.epsilon, config.sinkhorn_iterations)

@@ -30,6 +30,8 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         shared = {id(p): p for p in student.parameters() if not p.requires_grad}
+        blocks = getattr(student, "frozen_blocks", ())  # their BatchNorm statistics rest too
+        shared |= {id(buffer): buffer for block in blocks for buffer in block.buffers()}
         self.model = copy.deepcopy(student, memo=shared)
         self.model.requires_grad_(False)
         self.kind = kind
@@ -55,14 +57,14 @@ class Teacher(nn.Module):
         n = self.n_updates.item()
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         self.n_updates += 1
-        own = self.model.state_dict()
-        for name, value in student.state_dict().items():
-            if own[name].data_ptr() == value.data_ptr():
+        sides = ([*model.parameters(), *model.buffers()] for model in (self.model, student))
+        for own, value in zip(*sides, strict=True):
+            if own is value:
                 continue
             if value.is_floating_point():
-                own[name].lerp_(value, 1 - decay)
+                own.lerp_(value, 1 - decay)
             else:
-                own[name].copy_(value)
+                own.copy_(value)
 
     def end_generation(self, student: nn.Module) -> None:
         """Become a copy of the student at the end of a generation; only ``previous`` does.

@@ -256,13 +256,16 @@ def repeatable(device: torch.device) -> Iterator[None]:
 
     Without it the gradient of ``nn.EmbeddingBag`` differs from call to call with two threads.
     """
-    before = torch.get_deterministic_debug_mode()
+    memory, before = torch.utils.deterministic, torch.get_deterministic_debug_mode()
+    filled = memory.fill_uninitialized_memory
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # would write every new tensor twice
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)  # also whether the caller wants warnings only
+        memory.fill_uninitialized_memory = filled
 
 
 def choose_device(name: str) -> torch.device:
