@@ -78,6 +78,7 @@ def test_a_checkpoint_is_tensors_and_json_and_nothing_is_unpickled(trained, monk
     assert {path.suffix for path in trained.run_dir.rglob("*") if path.is_file()} == {
         ".json",
         ".jsonl",
+        ".md",
         ".safetensors",
     }
 

@@ -1,6 +1,7 @@
 """Save and restore everything a run needs to go on: safetensors and JSON, nothing unpickled.
 
-A run folder holds ``config.json``, ``metrics.jsonl``, ``run.json`` and ``checkpoints/step-N``.
+A run folder holds ``config.json``, ``metrics.jsonl``, ``checkpoints/step-N``, and ``run.json``
+with its readable ``card.md``.
 """
 
 import itertools
@@ -18,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zslkit import dist
+from zslkit.cards import read_run
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder, fingerprint, load_tensors
+from zslkit.provenance import write_json
 from zslkit.teacher import Teacher
 
 # What may differ between a run and its continuation without changing a single weight.
@@ -28,7 +31,7 @@ FREE_TO_CHANGE = {
     *("tensorboard", "zeroshot_manifest", "zeroshot_split", "test_split"),
     "prompt_templates",
 }
-_RUN_FILES = ("metrics.jsonl", "run.json", "tensorboard", "checkpoints", "config.json")
+_RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
 
 
 @dataclass
@@ -245,8 +248,7 @@ def load_run(run_dir: str | Path) -> Run:
     if (folder / "teacher.safetensors").is_file():
         teacher = Teacher(model, config.teacher, config.ema_decay, config.ema_warmup)
     state = _load_weights(folder, model, teacher)
-    record_path = run_dir / "run.json"
-    record = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    record = (read_run(run_dir) or {}).get("record", {})
     history = read_history(run_dir, state["step"])
     return Run(model.eval(), config, history, run_dir, teacher, record)
 
@@ -263,14 +265,6 @@ def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
         if row["step"] <= last_step:
             rows.append(row)
     return rows
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is always whole: a temporary one is renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    temporary.write_text(text + "\n", "utf-8")
-    temporary.replace(path)
 
 
 def _load_weights(folder: Path, model: nn.Module, teacher: nn.Module | None) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from zslkit import dist
+from zslkit.cards import write_card
 from zslkit.checkpoint import (
     Run,
     read_history,
     restore_checkpoint,
     save_checkpoint,
     start_run_dir,
-    write_json,
 )
 from zslkit.coach import advise
 from zslkit.config import RunConfig
@@ -27,6 +27,7 @@ from zslkit.feeding import TrainingBatch, TrainingData, encode
 from zslkit.monitor import Monitor, interruptible
 from zslkit.objective import Embedded, training_loss
 from zslkit.pairs import check_broken
+from zslkit.provenance import peak_memory, provenance
 from zslkit.teacher import Teacher, build_teacher
 
 Callback = Callable[[Run, dict[str, float]], dict[str, float] | None]
@@ -140,17 +141,21 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 save()
         save()
     model.eval()
+    seconds = monitor.seconds
     run.record |= {
         "steps": step,
         "interrupted": step < total_steps,
-        "train_seconds": round(state["seconds"], 2),
+        "train_seconds": round(seconds, 2),
+        "seconds_per_step": round(seconds / max(1, step), 4),
+        "images_per_second": round(step * config.batch_size / seconds, 1),
+        "peak_memory_mib": peak_memory(),
         "pairs": len(data),
         "swapped_captions": int(data.pairs.swapped.sum()),
         "unreadable_images": state["broken"],
         "advice": [*monitor.told.values()],
     }
     if dist.rank() == 0:
-        write_json(run_dir / "run.json", run.record)
+        write_card(run_dir, provenance(config) | {"record": run.record})
     return run
 
 
