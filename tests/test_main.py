@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from zslkit.__main__ import app, main
 from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.pairs import open_pairs
+from zslkit.report import record
 from zslkit.trainer import train
 
 
@@ -209,12 +211,88 @@ def test_a_missing_file_is_named_with_how_to_obtain_it(tmp_path):
 def test_the_report_runs_numbered_notebooks_in_order(tmp_path, monkeypatch):
     for name in ("03_train.ipynb", "00_quickstart.ipynb", "draft.ipynb", "00_notes.txt"):
         (tmp_path / name).touch()
-    (tmp_path / "report.json").write_text('{"03_train": {"epochs": 1}}')
+    plan = {"03_train": {"parameters": {"epochs": 1}, "after": ["00_quickstart"]}}
+    (tmp_path / "report.json").write_text(json.dumps(plan))
+    given, failed = [], []
+
+    def build(*words, **options):
+        given.append((*words, options))
+        return "index", failed
+
+    monkeypatch.setattr("zslkit.notebooks.build_report", build)
+    line = ("report", "--notebooks", tmp_path, "--output-dir", tmp_path / "out")
+    assert run_line(*line) == "index\n"
+    paths = [tmp_path / "00_quickstart.ipynb", tmp_path / "03_train.ipynb"]
+    options = {"jobs": None, "fresh": False, "minutes": 60}
+    assert given.pop() == (paths, tmp_path / "out", plan, options)
+    failed += ["03_train"]
+    output = run_line(*line, "--fresh", "--jobs", 2, "--minutes", 0.5, code=1)
+    assert output == "index\nfailed: 03_train\n"
+    assert given.pop()[-1] == {"jobs": 2, "fresh": True, "minutes": 0.5}
+
+
+def test_the_plan_of_the_report_fits_the_notebooks():
+    from zslkit.notebooks import _plan
+
+    folder = Path(__file__).parents[1] / "notebooks"
+    plan = json.loads((folder / "report.json").read_text())
+    jobs = _plan(sorted(folder.glob("[0-9]*.ipynb")), Path("reports"), plan)
+    assert jobs["05_zero_shot_evaluation"].after == ("03_train",)
+    assert jobs["03_train"].parameters == {"output_dir": "reports/03_train"}
+
+
+def test_two_runs_are_compared_in_tables(tmp_path):
+    for name, epochs in (("a", 1), ("b", 20)):
+        record({"hit@1": 0.5}, RunConfig(epochs=epochs), tmp_path / name)
+    lines = run_line("report", "diff", tmp_path / "a", tmp_path / "b").splitlines()
+    assert lines == [
+        f"{tmp_path / 'a'}: seed 0",
+        f"{tmp_path / 'b'}: seed 0",
+        "",
+        "Settings",
+        "  setting  first  second",
+        "  epochs   1      20",
+        "",
+        "Metrics",
+        "  metric  first  second  second - first  verdict",
+        "  hit@1   50.0%  50.0%   +0.0 points     equal, one seed cannot tell",
+    ]
+
+
+def test_a_reproduction_exits_0_only_if_all_is_equal(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("zslkit.report.build_report", lambda *words: given.append(words) or "index")
-    output = run_line("report", "--notebooks", tmp_path, "--output-dir", tmp_path / "out")
-    assert output == "index\n"
-    notebooks, folder, parameters = given[0]
-    assert parameters == {"03_train": {"epochs": 1}}
-    assert [path.name for path in notebooks] == ["00_quickstart.ipynb", "03_train.ipynb"]
-    assert folder == tmp_path / "out"
+    sound = {"name": "03", "folder": "new/03", "error": "", "n_equal": 2}
+    sound |= {"differences": {}, "facts": {"package torch": ("2.13", "2.14")}}
+    other = {**sound, "n_equal": 1, "differences": {"hit": ({"value": 0.5}, None)}}
+    outcomes = [sound]
+
+    def reproduce(*words):
+        given.append(words)
+        yield from outcomes
+
+    monkeypatch.setattr("zslkit.notebooks.reproduce", reproduce)
+    line = ("report", "reproduce", tmp_path, "--output-dir", tmp_path / "new")
+    output = run_line(*line, "--set", "seeds=[0, 1]", "--set", "data_root=a=b")
+    assert given == [
+        (tmp_path, tmp_path / "new", Path("notebooks"), {"seeds": [0, 1], "data_root": "a=b"})
+    ]
+    assert output.splitlines() == [
+        "03: 2 metrics equal, 0 different",
+        "",
+        "Origin",
+        "  what           recorded  now",
+        "  package torch  2.13      2.14",
+        "new results: new/03",
+    ]
+    outcomes[:] = [sound, other]
+    assert '  hit   {"value": 0.5}  null\n' in run_line(*line, code=1)
+    outcomes[:] = [{**sound, "error": "KeyError: 1"}]
+    assert "failed: KeyError: 1" in run_line(*line, code=1)
+
+
+def test_a_reproduction_needs_names_and_values(tmp_path, monkeypatch, capsys):
+    words = ["zslkit", "report", "reproduce", str(tmp_path), "--set", "seeds"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "zslkit: --set seeds: give NAME=VALUE\n"

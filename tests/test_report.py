@@ -1,21 +1,19 @@
-"""What is recorded, what is refused, and a report over two tiny notebooks, one of which fails."""
+"""What is recorded, what is refused, and how the index shows it."""
 
-import json
 import math
-import platform
 import re
-import sys
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from test_cards import run_of
 
-from zslkit import report
-from zslkit.config import RunConfig
-from zslkit.manifests import load_manifest
+from zslkit.cards import load_results, write_card
+from zslkit.config import RunConfig, project_root
 from zslkit.plots import hit_bars
-from zslkit.report import PUBLISHED, build_report, load_results, record, results_table
+from zslkit.provenance import provenance
+from zslkit.report import PUBLISHED, describe, record, results_table, write_index
 
 HIT = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 80, "chance": 0.05}
 
@@ -32,14 +30,18 @@ def test_record_writes_everything_a_reader_needs(tmp_path):
     assert results["name"] == "03_train"
     assert results["metrics"] == {"hit@1": HIT}
     assert RunConfig(**results["config"]) == config
-    assert results["seed"] == 7
-    assert results["manifest_checksum"] == load_manifest("toy").checksum
     assert results["extra"] == {"broken": ["x.jpg"]}
-    assert results["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert results["versions"]["python"] == platform.python_version()
-    assert results["date"].endswith("+00:00")
-    assert platform.node() not in json.dumps(results["machine"])
-    assert results["machine"]["cores"] >= 1
+    assert {**results, **provenance(config), "date": results["date"]} == results
+    assert results["notebook"] is None
+
+
+def test_the_notebook_and_what_it_was_given_are_recorded(tmp_path):
+    inside = str(project_root() / "reports" / "03")
+    given = {"epochs": 3, "seed": None, "data_root": str(tmp_path / "photos"), "run_dir": inside}
+    path = record({}, None, tmp_path, notebook="03_train", parameters=given)
+    results = load_results(path)
+    assert results["notebook"] == "03_train"
+    assert results["parameters"] == {"epochs": 3, "data_root": "…/photos", "run_dir": "reports/03"}
 
 
 def test_numbers_of_any_library_become_plain(tmp_path):
@@ -66,18 +68,6 @@ def test_a_figure_name_is_no_path(tmp_path):
         record({}, {}, tmp_path, figures={"../bars": hit_bars(["a"], [0.5])})
 
 
-def test_folders_outside_the_project_stay_private(tmp_path):
-    inside = report.project_root() / "reports" / "03"
-    settings = {"data_root": str(tmp_path / "flickr8k"), "output_dir": str(inside), "image": "a/b"}
-    results = load_results(record({}, settings, tmp_path, extra={"files": [tmp_path / "x"]}))
-    assert results["config"] == {
-        "data_root": "…/flickr8k",
-        "output_dir": "reports/03",
-        "image": "a/b",
-    }
-    assert results["extra"] == {"files": ["…/x"]}
-
-
 def test_table_has_a_row_for_each_metric(tmp_path):
     record({"zero-shot": {"hit@1": HIT}, "losses": [2.0, 1.0]}, {"seed": 3}, tmp_path / "a")
     record({"loss": 0.5}, {"seed": 4}, tmp_path / "b")
@@ -91,12 +81,6 @@ def test_table_has_a_row_for_each_metric(tmp_path):
     assert list(table["seed"]) == [3, 3, 3, 4]
 
 
-def test_rates_are_shown_in_percent_and_other_numbers_are_not():
-    assert report._row("hit@1", HIT) == ["hit@1", "50.0%", "40.0% to 60.0%", 80, "5.0%"]
-    assert report._row("recall ratio", {"value": 0.9}) == ["recall ratio", "0.9", "", "", ""]
-    assert report._row("loss", {"value": 1.23456})[1] == "1.235"
-
-
 def test_published_figures_are_fractions_with_their_source():
     assert "OTTER" in PUBLISHED["source"]
     assert "not our runs" in PUBLISHED["setting"]
@@ -108,95 +92,80 @@ def test_published_figures_are_fractions_with_their_source():
             assert 0 < row[0] < row[1] < row[2] < 1
 
 
-def notebook(path, *cells):
-    """Write a notebook; a text that starts with # is markdown, the second cell parameters."""
-    book = nbformat.v4.new_notebook()
-    for text in cells:
-        new = nbformat.v4.new_markdown_cell if text[0] == "#" else nbformat.v4.new_code_cell
-        book.cells.append(new(text))
-    book.cells[1].metadata.tags = ["parameters"]
-    nbformat.write(book, path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    good = notebook(
-        folder / "01_good.ipynb",
-        "# Does <script>alert(1)</script> it *work*?\n\nIs `1 + 1` two?\n\nMore text.",
-        "output_dir: str = 'reports/01'\nfactor: int = 1\nexecutable: str = ''",
-        "from zslkit import plots, report\n"
-        "import sys\n"
-        "assert executable == sys.executable\n"
-        "metrics = {'<b>hit@1': {'value': 0.25 * factor, 'low': 0.4, 'high': 0.6, 'n': 80}}\n"
-        "figure = plots.hit_bars(['a'], [0.5])\n"
-        "report.record(metrics, {'seed': 1}, output_dir, figures={'bars': figure})\n"
-        "figure",
-        "from IPython.display import HTML\nHTML('<script src=\"https://cdn.example/x.js\"></script>')",
-        "# Formula $x^2$",
-    )
-    bad = notebook(
-        folder / "02_bad.ipynb",
-        "# What breaks?",
-        "output_dir: str = 'reports/02'",
-        "raise KeyError('no <i>such</i> key')",
-    )
-    output = folder / "out"
-    (output / "02_bad").mkdir(parents=True)
-    (output / "02_bad" / "results.json").write_text("{}")  # of an earlier run
-    parameters = {"01_good": {"factor": 2, "executable": sys.executable}}
-    return build_report([bad, good], output, parameters)
+    """An index over one run with its card, a sweep, one that failed and one that was not run."""
+    folder = tmp_path_factory.mktemp("index")
+    texts = {
+        "01_run": "# Does <script>alert(1)</script> it *work*?\n\nIs `1 + 1` two?\n\nMore text.",
+        "02_sweep": "# Which is best?",
+        "03_bad": "# What breaks?",
+        "04_blocked": "# And then?",
+    }
+    for name, text in texts.items():
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        nbformat.write(book, folder / f"{name}.ipynb")
+    for name in ("01_run", "02_sweep", "03_bad"):
+        (folder / f"{name}.html").touch()
+    (folder / "01_run").mkdir()
+    write_card(folder / "01_run", run_of(train_split="<i>train</i>"))
+    figures = {f"bars_{number}": hit_bars(["a"], [0.5]) for number in range(5)}
+    extra = {"advice": ["Look at <b>this</b>."]}
+    record({"<b>hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
+    (folder / "01_run" / "bars_1.png").unlink()  # someone has tidied up
+    for seed in (0, 1):
+        (folder / "02_sweep" / "InfoNCE" / f"seed-{seed}").mkdir(parents=True)
+        write_card(folder / "02_sweep" / "InfoNCE" / f"seed-{seed}", run_of(seed=seed))
+    record({"loss": 1.5}, RunConfig(), folder / "02_sweep")
+    how = {
+        "01_run": {"error": "", "minutes": 2.25},
+        "02_sweep": {"error": "", "minutes": 1.0, "unchanged": "2020-02-02"},
+        "03_bad": {"error": "KeyError: no <i>such</i> key", "minutes": 0.5},
+        "04_blocked": {"error": "not run: it reads the results of 03_bad, which failed"},
+    }
+    places = {name: (folder / f"{name}.ipynb", folder / f"{name}.ipynb", folder / name)
+              for name in how}  # fmt: skip
+    entries = [describe(*places[name], how[name]) for name in how]
+    return write_index(entries, folder / "index.html")
 
 
 def test_index_shows_titles_states_and_values(page):
     html = page.read_text("utf-8")
-    assert page.name == "index.html"
     assert "Does &lt;script&gt;alert(1)&lt;/script&gt; it work?" in html
     assert "Is 1 + 1 two?" in html
     assert "More text." not in html
-    assert "2 notebooks" in html
-    assert "1 failed" in html
-    assert html.count('<span class="ok">ok</span>') == 1
-    assert "KeyError:" in html
-    assert "no &lt;i&gt;such&lt;/i&gt; key" in html
-    assert "<td>&lt;b&gt;hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td>" in html
-    assert html.count("data:image/png;base64,") == 1
+    assert "4 notebooks" in html
+    assert "2 failed" in html
+    assert html.count('<span class="ok">ok</span>') == 2
+    assert "KeyError: no &lt;i&gt;such&lt;/i&gt; key" in html
+    assert "not run: it reads the results of 03_bad, which failed" in html
+    row = "<td>&lt;b&gt;hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td><td>5.0%</td>"
+    assert html.count(row) == 2  # among all results, and in the card
+    assert "2.2 min" in html
+    assert "unchanged since 2020-02-02" in html
+    assert "1.0 min" not in html
+
+
+def test_index_stands_alone(page):
+    html = page.read_text("utf-8")
+    assert html.count("data:image/png;base64,") == 3  # of those that are there
     assert "<script" not in html
-    for link in re.findall(r'href="([^"]+)"', html):
+    links = re.findall(r'href="([^"]+)"', html)
+    assert "03_bad.html" in links
+    assert "04_blocked.html" not in links
+    for link in links:
         assert (page.parent / link).is_file()
 
 
-def test_executed_notebooks_keep_outputs_and_errors(page):
-    assert load_results(page.parent / "01_good")["figures"] == {"bars": "bars.png"}
-    assert not (page.parent / "02_bad" / "results.json").exists()
-    html = (page.parent / "02_bad.html").read_text("utf-8")
-    assert "KeyError" in html
-    good = nbformat.read(page.parent / "01_good.ipynb", as_version=4)
-    shown = [output for cell in good.cells for output in cell.get("outputs", ())]
-    assert any("image/png" in output.get("data", {}) for output in shown)
+def test_index_holds_the_card_of_a_run_but_only_counts_those_of_a_sweep(page):
+    html = page.read_text("utf-8")
+    assert html.count("<details>") == 1
+    assert "4,096 of toy / &lt;i&gt;train&lt;/i&gt;" in html
+    assert "<li>Look at &lt;b&gt;this&lt;/b&gt;.</li>" in html
+    assert "2 runs, each with a card" in html
 
 
-@pytest.mark.parametrize("name", ["01_good.html", "02_bad.html"])
-def test_pages_load_nothing_from_the_network(page, name):
-    html = (page.parent / name).read_text("utf-8")
-    assert "<h1" in html
-    assert not re.search(r"<(script|link|img)[^>]*\b(src|href)\s*=\s*[\"']?(https?:)?//", html)
-    assert "cdnjs" not in html
-    assert not re.search(r"import\(.https?:", html)
-
-
-def test_parameters_for_a_notebook_that_is_not_run(tmp_path):
-    with pytest.raises(ValueError, match="not run: 05_zeroshot"):
-        build_report([tmp_path / "03_train.ipynb"], tmp_path / "out", {"05_zeroshot": {}})
-
-
-def test_notebooks_are_not_overwritten(tmp_path):
-    with pytest.raises(ValueError, match="would overwrite the notebooks themselves"):
-        build_report([tmp_path / "03_train.ipynb"], tmp_path)
-
-
-def test_a_report_without_results(tmp_path):
-    html = build_report([], tmp_path).read_text("utf-8")
+def test_an_index_without_results(tmp_path):
+    html = write_index([], tmp_path / "index.html").read_text("utf-8")
     assert "0 notebooks" in html
     assert "<table" not in html

@@ -1,9 +1,11 @@
 """Command line: ``python -m zslkit train|evaluate|predict|embed|data|report``."""
 
+import contextlib
 import functools
 import inspect
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,11 +17,16 @@ from zslkit.config import PRESETS, RunConfig
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 data_app = typer.Typer(help="List, describe and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+report_app = typer.Typer(invoke_without_command=True)
+app.add_typer(report_app, name="report")
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a trained run.")]
 ManifestName = Annotated[str, typer.Argument(help="Name or path of a manifest.")]
-Text = Optional[str]  # noqa: UP045 - typer reads this form on every Python we support
+# typer reads this form on every Python we support
+Text, Number, Folder = Optional[str], Optional[int], Optional[Path]  # noqa: UP045
+Texts = Optional[list[str]]  # noqa: UP045
 DataRoot = Annotated[Text, typer.Option(help="Folder of the manifest's files.")]
+Notebooks = Annotated[Path, typer.Option(help="Folder of notebooks.")]
 
 
 def takes_config(command: Callable) -> Callable:
@@ -144,17 +151,88 @@ def verify_data(name: ManifestName, data_root: DataRoot = None) -> None:
     typer.echo(f"{manifest.name}: {len(manifest.files)} files listed, all sound")
 
 
-@app.command()
+@report_app.callback()
 def report(
-    notebooks: Annotated[Path, typer.Option(help="Folder of notebooks.")] = Path("notebooks"),
+    context: typer.Context,
+    notebooks: Notebooks = Path("notebooks"),
     output_dir: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("reports"),
+    jobs: Annotated[Number, typer.Option(help="Notebooks at a time.", min=1)] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Also run what is unchanged.")] = False,
+    minutes: Annotated[float, typer.Option(help="Stop a notebook that takes longer.")] = 60,
 ) -> None:
-    """Run the notebooks headlessly, in order, and write a page that links their results."""
-    from zslkit.report import build_report
+    """Run the notebooks headlessly and write a page over their results; or compare results."""
+    if context.invoked_subcommand:
+        return
+    from zslkit.notebooks import build_report
 
-    settings = notebooks / "report.json"  # keeps the sweeps short; parameters by notebook
-    parameters = json.loads(settings.read_text()) if settings.is_file() else {}
-    typer.echo(build_report(sorted(notebooks.glob("[0-9]*.ipynb")), output_dir, parameters))
+    settings = notebooks / "report.json"  # parameters (sweeps are kept short) and order
+    plan = json.loads(settings.read_text()) if settings.is_file() else {}
+    paths = sorted(notebooks.glob("[0-9]*.ipynb"))
+    options = {"jobs": jobs, "fresh": fresh, "minutes": minutes}
+    index, failed = build_report(paths, output_dir, plan, **options)
+    typer.echo(index)
+    if failed:
+        typer.echo(f"failed: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+@report_app.command("diff")
+def diff_runs(
+    first: Annotated[Path, typer.Argument(help="Folder of a run, or of seed-* folders.")],
+    second: Annotated[Path, typer.Argument(help="The same, to compare with.")],
+) -> None:
+    """Say how settings, origin and metrics of two runs differ, against the spread of seeds."""
+    from zslkit.cards import compare, comparison_tables
+
+    compared = compare(first, second)
+    for path, seeds in compared["sides"]:
+        typer.echo(f"{path}: seed {', '.join(map(str, seeds))}")
+    _print_tables(comparison_tables(compared))
+
+
+@report_app.command("reproduce")
+def reproduce_report(
+    report: Annotated[Path, typer.Argument(help="Folder of results, or of such folders.")],
+    changes: Annotated[Texts, typer.Option("--set", help="NAME=VALUE of a parameter.")] = None,
+    output_dir: Annotated[Folder, typer.Option(help="Empty folder; else a temporary one.")] = None,
+    notebooks: Notebooks = Path("notebooks"),
+) -> None:
+    """Run the notebooks behind results again; exits 0 only if all metrics are equal to the bit."""
+    from zslkit.cards import outcome_tables
+    from zslkit.notebooks import reproduce
+
+    given = dict(_read_change(text) for text in changes or ())
+    folder = output_dir or Path(tempfile.mkdtemp(prefix="zslkit-reproduced-"))
+    sound = True
+    for found in reproduce(report, folder, notebooks, given):
+        sound = sound and not found["error"] and not found["differences"]
+        n_different = len(found["differences"])
+        typer.echo(f"{found['name']}: {found['n_equal']} metrics equal, {n_different} different")
+        if found["error"]:
+            typer.echo(f"failed: {found['error']}")
+        _print_tables(outcome_tables(found))
+        typer.echo(f"new results: {found['folder']}")
+    raise typer.Exit(0 if sound else 1)
+
+
+def _read_change(text: str) -> tuple[str, object]:
+    """Read NAME=VALUE; the value may be JSON, such as [0, 1] or null."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"--set {text}: give NAME=VALUE")
+    with contextlib.suppress(json.JSONDecodeError):
+        value = json.loads(value)
+    return name, value
+
+
+def _print_tables(tables: dict[str, list[list[str]]]) -> None:
+    """Print tables by title, their columns aligned."""
+    for title, rows in tables.items():
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        typer.echo(f"\n{title}")
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            typer.echo(f"  {'  '.join(cells)}".rstrip())
 
 
 def main() -> None:
