@@ -1,5 +1,8 @@
 """Figures hold what the arrays hold, draw any text, and leave no global state behind."""
 
+import html
+import json
+import re
 import sys
 
 import numpy as np
@@ -183,3 +186,77 @@ def test_reliability_diagram_draws_accuracy_over_confidence():
     assert axes.lines[1].get_xydata().tolist() == [[30, 50]]
     assert "25.0 points" in axes.lines[1].get_label()
     assert [bar.get_height() for bar in counts.patches] == [4]
+
+
+# maps
+
+NAMES = ["cat", "$dog$", "<img src=x onerror=alert(1)>", "_ & \"q\" 'r'"]
+TRUTHS = [NAMES[i % 4] for i in range(12)]
+
+
+def map_panels():
+    rng = np.random.default_rng(0)
+    return [
+        plots.MapPanel(title, rng.normal(size=(12, 2)), rng.normal(size=(4, 2)), TRUTHS[::-1])
+        for title in ("before", "after")
+    ]
+
+
+def test_bar_panels_share_their_labels():
+    figure = plots.bar_panels(["$a$", "b"], {"size (MB)": [0.5, 2.0], "speed (1/s)": [1234.5, 0]})
+    left, right = figure.axes
+    assert [bar.get_width() for bar in left.patches] == [0.5, 2.0]
+    assert [text.get_text() for text in right.texts] == ["1,234", "0"]
+    assert [text.get_text() for text in left.get_yticklabels()] == [r"\$a\$", "b"]
+    assert (left.get_xlabel(), right.get_xlabel()) == ("size (MB)", "speed (1/s)")
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_embedding_maps_colour_some_classes_and_grey_the_rest():
+    panels = map_panels()
+    figure = plots.embedding_maps(panels, TRUTHS, NAMES, NAMES[:2])
+    for axes, panel in zip(figure.axes, panels, strict=True):
+        assert axes.get_title() == panel.title
+        rest, rest_prompts, cats, cat_prompt = axes.collections[:4]
+        assert np.array_equal(cats.get_offsets(), panel.images[0::4])
+        assert np.array_equal(cat_prompt.get_offsets(), panel.prompts[:1])
+        others = [place for place in range(12) if place % 4 > 1]
+        assert np.array_equal(rest.get_offsets(), panel.images[others])
+        assert len(rest_prompts.get_offsets()) == 2
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["other classes", "cat", r"\$dog\$", "class prompt"]
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_a_map_of_classes_that_all_have_a_colour_has_no_rest():
+    figure = plots.embedding_maps(map_panels()[:1], TRUTHS, NAMES, NAMES)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "other classes" not in words
+
+
+def test_classes_in_colour_are_known_and_few():
+    with pytest.raises(ValueError, match="class 'cow' is not among the 4 of the set"):
+        plots.embedding_maps(map_panels(), TRUTHS, NAMES, ["cow"])
+    many = [str(number) for number in range(8)]
+    with pytest.raises(ValueError, match="8 classes in colour are more than 7"):
+        plots.embedding_maps(map_panels(), TRUTHS, many, many)
+
+
+def test_a_map_page_holds_everything_and_loads_nothing(tmp_path):
+    thumbnails = [f"data:image/jpeg;base64,{number:04}" for number in range(12)]
+    page = plots.map_page(map_panels(), TRUTHS, NAMES, NAMES[:2], thumbnails)
+    assert all(thumbnail in page.html for thumbnail in thumbnails)
+    assert not re.search(r"<(script|link|img)[^>]*\s(src|href)=[\"']?(https?:)?//", page.html)
+    assert "<img src=x" not in page.html  # a class name is data, not markup
+    frame = page._repr_html_()
+    assert frame.count("<") == 2  # the frame opens and closes; all else is quoted
+    assert html.unescape(frame.partition('srcdoc="')[2].removesuffix('"></iframe>')) == page.html
+    assert len(repr(page)) < 100
+    assert page.write(tmp_path / "new" / "map.html").read_text("utf-8") == page.html
+
+
+def test_a_map_page_draws_grey_below_colour():
+    thumbnails = [str(number) for number in range(12)]
+    page = plots.map_page(map_panels(), TRUTHS, NAMES, NAMES[:1], thumbnails)
+    found = re.search(r'\["thumbnail",(\[.*?\])\]', page.html)
+    assert [int(number) % 4 == 0 for number in json.loads(found[1])] == [False] * 9 + [True] * 3

@@ -1,10 +1,13 @@
 """Arrays in, Figure out: colours of Okabe and Ito (2008), white in any theme, no pyplot state."""
 
+import html
 import io
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +16,16 @@ from matplotlib.ticker import MaxNLocator
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PALE_GREEN, PALE_GREY = "#80CFB9", "#D5D5D5"  # behind black text
 WIDTH = 9.0  # inches: the text width of a notebook
+# Colour, and marker in matplotlib and in Bokeh: seven classes that also differ in shape.
+CLASS_STYLES = (
+    (BLUE, "o", "circle"),
+    (ORANGE, "s", "square"),
+    (GREEN, "^", "triangle"),
+    ("#CC79A7", "D", "diamond"),
+    ("#E69F00", "v", "inverted_triangle"),
+    ("#56B4E9", "h", "hex"),
+    ("black", "P", "plus"),
+)
 
 _PANELS = ("loss (nats)", "logit scale (1 / temperature)", "learning rate")
 _CURVES = (  # panel, key of a history row, legend, colour, line style
@@ -290,6 +303,161 @@ def prediction_grid(
         axes.tick_params(labelsize=8)
         _bare(axes)
     return figure
+
+
+def bar_panels(labels: Sequence[str], panels: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw one panel of bars for each quantity, named with its unit, over the same labels."""
+    figure, places = _figure(WIDTH, 0.9 + 0.42 * len(labels)), np.arange(len(labels))
+    columns = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    for axes, (name, values) in zip(columns, panels.items(), strict=True):
+        bars = axes.barh(places, values, height=0.62, color=BLUE)
+        axes.bar_label(bars, fmt=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.2g}", padding=4)
+        axes.set(xlabel=name, xlim=(0, 1.35 * max(*values, 1e-9)))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        _bare(axes)
+    columns[0].set_yticks(places, [_plain(label, 34) for label in labels])
+    columns[0].invert_yaxis()
+    return figure
+
+
+class MapPanel(NamedTuple):
+    """One map of embeddings on a plane; N = images, C = classes."""
+
+    title: str
+    images: np.ndarray
+    """(N, 2)."""
+    prompts: np.ndarray
+    """(C, 2), where the prompts of the classes lie."""
+    predicted: Sequence[str]
+    """N class names."""
+
+
+def embedding_maps(
+    panels: Sequence[MapPanel], truths: Sequence[str], class_names: Sequence[str], shown: Sequence
+) -> Figure:
+    """Draw maps side by side: images as points, class prompts as stars, ``shown`` in colour.
+
+    ``truths`` are the N true classes. A ValueError refuses more than seven classes in colour,
+    and those that are not among ``class_names``.
+    """
+    styles = _class_styles(shown, class_names)
+    of_image, of_prompt = (np.array(_groups(names, styles)) for names in (truths, class_names))
+    figure = _figure(WIDTH, WIDTH / len(panels) + 0.6)
+    columns = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axes, panel in zip(columns, panels, strict=True):
+        for name, (colour, marker, _) in styles.items():
+            x, y = panel.images[of_image == name].T
+            label = _plain(name, 24, lines=1) if name else "other classes"
+            axes.scatter(x, y, 14, colour, marker=marker, lw=0, label=label)
+            x, y = panel.prompts[of_prompt == name].T
+            size, edge = (130, "black") if name else (60, "grey")
+            axes.scatter(x, y, size, colour, marker="*", edgecolors=edge, lw=0.8, zorder=3)
+        axes.set(title=panel.title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    axes.scatter([], [], 130, "white", marker="*", edgecolors="black", label="class prompt")
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class Page:
+    """An HTML page that needs no network; notebooks, also exported ones, show it in a frame."""
+
+    html: str = field(repr=False)
+    height: int
+    """Of the frame, in pixels."""
+
+    def write(self, path: str | Path) -> Path:
+        """Save the page as a file of its own."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(self.html, encoding="utf-8")
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        # sandboxed: the page's scripts run, but reach neither the notebook nor its server
+        return (
+            f'<iframe sandbox="allow-scripts" style="width: 100%; border: 0" '
+            f'height="{self.height}" srcdoc="{html.escape(self.html)}"></iframe>'
+        )
+
+
+def map_page(
+    panels: Sequence[MapPanel],
+    truths: Sequence[str],
+    class_names: Sequence[str],
+    shown: Sequence[str],
+    thumbnails: Sequence[str],
+) -> Page:
+    """Make :func:`embedding_maps` interactive: hovering shows thumbnail, truth and prediction.
+
+    ``thumbnails`` are N data URIs. What is selected in one map is so in all.
+    """
+    from bokeh.embed import file_html
+    from bokeh.layouts import gridplot
+    from bokeh.models import ColumnDataSource
+    from bokeh.resources import INLINE
+
+    styles = _class_styles(shown, class_names)
+    groups, of_prompt = _groups(truths, styles), _groups(class_names, styles)
+    images = {
+        "truth": truths,
+        "thumbnail": thumbnails,
+        "group": [name[:26] or "other classes" for name in groups],
+        "colour": [styles[name][0] for name in groups],
+        "marker": [styles[name][2] for name in groups],
+    }
+    for number, panel in enumerate(panels):
+        x, y = np.asarray(panel.images, dtype=float).T
+        images |= {f"x{number}": x, f"y{number}": y, f"predicted{number}": panel.predicted}
+    above = sorted(range(len(groups)), key=lambda i: groups[i] != "")  # grey lies below colour
+    source = ColumnDataSource({key: [values[i] for i in above] for key, values in images.items()})
+    stars = {
+        "name": list(class_names),
+        "colour": [styles[name][0] for name in of_prompt],
+        "size": [16 if name else 9 for name in of_prompt],
+    }
+    plots = [_bokeh_map(panel, n, source, stars) for n, panel in enumerate(panels)]
+    grid = gridplot([plots], merge_tools=True, toolbar_options={"logo": None})
+    return Page(file_html(grid, INLINE, "Map of embeddings"), height=590)
+
+
+def _bokeh_map(panel: MapPanel, number: int, source: Any, stars: Mapping[str, Sequence]) -> Any:
+    from bokeh.models import HoverTool
+    from bokeh.plotting import figure
+
+    tools = "pan,box_zoom,wheel_zoom,lasso_select,reset"
+    plot = figure(width=470, height=540, title=panel.title, tools=tools)
+    points = plot.scatter(
+        f"x{number}", f"y{number}", source=source, marker="marker", color="colour", size=6,
+        legend_group="group", nonselection_alpha=0.1,
+    )  # fmt: skip
+    x, y = np.asarray(panel.prompts, dtype=np.float32).T
+    prompts = plot.scatter(
+        "x", "y", source={**stars, "x": x, "y": y}, marker="star", size="size",
+        fill_color="colour", line_color="black",
+    )  # fmt: skip
+    # Bokeh escapes what it puts in place of @name
+    about = f'<img src="@thumbnail"><div>@truth</div><div>named @predicted{number}</div>'
+    plot.add_tools(HoverTool(renderers=[points], tooltips=about))
+    plot.add_tools(HoverTool(renderers=[prompts], tooltips="prompts of @name"))
+    plot.axis.visible = plot.grid.visible = False
+    plot.add_layout(plot.legend[0], "below")
+    plot.legend.ncols, plot.legend.label_text_font_size = 2, "9pt"
+    return plot
+
+
+def _class_styles(shown: Sequence[str], class_names: Sequence[str]) -> dict[str, tuple]:
+    """Map each class in colour to its style, and "" to that of the others, if there are any."""
+    if unknown := [name for name in shown if name not in class_names]:
+        raise ValueError(f"class {unknown[0]!r} is not among the {len(class_names)} of the set")
+    if len(shown) > len(CLASS_STYLES):
+        raise ValueError(f"{len(shown)} classes in colour are more than {len(CLASS_STYLES)}")
+    rest = {} if set(shown) == set(class_names) else {"": (PALE_GREY, "o", "circle")}
+    return rest | dict(zip(shown, CLASS_STYLES, strict=False))
+
+
+def _groups(names: Sequence[str], styles: Mapping[str, tuple]) -> list[str]:
+    return [name if name in styles else "" for name in names]
 
 
 def _figure(width: float, height: float) -> Figure:
