@@ -311,7 +311,7 @@ def bar_panels(labels: Sequence[str], panels: Mapping[str, Sequence[float]]) -> 
     columns = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axes, (name, values) in zip(columns, panels.items(), strict=True):
         bars = axes.barh(places, values, height=0.62, color=BLUE)
-        axes.bar_label(bars, fmt=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.2g}", padding=4)
+        axes.bar_label(bars, fmt=lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}", padding=4)
         axes.set(xlabel=name, xlim=(0, 1.35 * max(*values, 1e-9)))
         axes.xaxis.set_major_locator(MaxNLocator(3))
         _bare(axes)
@@ -438,7 +438,7 @@ def _bokeh_map(panel: MapPanel, number: int, source: Any, stars: Mapping[str, Se
     )  # fmt: skip
     # Bokeh escapes what it puts in place of @name
     about = f'<img src="@thumbnail"><div>@truth</div><div>named @predicted{number}</div>'
-    plot.add_tools(HoverTool(renderers=[points], tooltips=about))
+    plot.add_tools(HoverTool(renderers=[points], tooltips=about, limit=3))
     plot.add_tools(HoverTool(renderers=[prompts], tooltips="prompts of @name"))
     plot.axis.visible = plot.grid.visible = False
     plot.add_layout(plot.legend[0], "below")
