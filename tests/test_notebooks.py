@@ -15,11 +15,16 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OWN = {  # parameters that are a notebook's, not a run's
     "00_quickstart": set(),
+    "02_encoders": {
+        *("preset", "image_encoders", "text_encoders", "other_weights", "max_images"),
+        "timed_items",
+    },
     "03_train": {"preset", "held_out_split"},
     "04_temperature_ablation": {
         *("preset", "temperatures", "contrastive_weights", "seeds", "metric", "jobs")
     },
     "05_zero_shot_evaluation": {"run_dir"},
+    "06_embedding_maps": {"run_dir", "image", "classes", "max_images", "max_thumbnails"},
     "08_compare_objectives": {
         *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
     },
@@ -107,6 +112,32 @@ def test_quickstart_measures_and_names_chance(tmp_path, tiny):
     assert results["seed"] == 5
 
 
+def test_encoders_are_measured_and_fill_the_cache(tmp_path, tiny):
+    results = run(
+        "02_encoders",
+        tmp_path,
+        **tiny,
+        image_encoders='["timm:test_resnet"]',
+        image_tower="frozen",
+        image_size=32,
+        max_images=12,
+        timed_items=2,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert_sound(results)
+    cost, quality, cache = (results["metrics"][name] for name in ("cost", "quality", "cache"))
+    own, other = "timm:test_byobnet", "timm:test_resnet"
+    assert list(cost["image"]) == list(quality["image"]) == [own, other]
+    assert cost["image"][own]["parameters"] == 199856
+    assert quality["image"][own]["accuracy@1"]["n"] == 12
+    assert quality["text"]["small"]["same_image_recall@1"]["chance"] == pytest.approx(2 / 35)
+    assert cache["image"].keys() == {own, other, "training pairs"}
+    assert cache["text"].keys() == {"small"}
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 4
+    read_later = cache["image"][own]["megabytes"] + cache["image"]["training pairs"]["megabytes"]
+    assert results["metrics"]["saved_megabytes"] == pytest.approx(read_later)
+
+
 def test_train_leaves_a_run_its_results_and_figures(trained):
     folder, results = trained
     assert_sound(results)
@@ -129,6 +160,28 @@ def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
     per_class = results["metrics"]["per class hit@1"]
     assert sum(per_class.values()) >= 0
     assert results["figures"].keys() >= {"confusion", "reliability", "classes", "examples"}
+
+
+def test_maps_compare_the_model_before_and_after_training(trained, tmp_path):
+    folder, training = trained
+    results = run(
+        "06_embedding_maps",
+        tmp_path,
+        run_dir=str(folder / "03_train"),
+        classes='["redsquare", "purplemoon"]',
+        max_thumbnails=5,
+    )
+    assert_sound(results)
+    hits, sphere = results["metrics"]["hit@1"], results["metrics"]["sphere"]
+    assert hits["after training"] == training["metrics"]["zeroshot"]["hit@1"]
+    for texts in ("captions", "class prompts"):
+        before, after = sphere[texts]["before training"], sphere[texts]["after training"]
+        assert before["modality_gap"] != after["modality_gap"]
+        assert after["alignment"] == pytest.approx(2 - 2 * after["pair_cosine"]["value"], rel=1e-5)
+    assert sphere["captions"]["after training"]["pair_cosine"]["n"] == 3 * 32
+    page = (tmp_path / "06_embedding_maps" / results["extra"]["map"]).read_text()
+    assert page.count("data:image/jpeg;base64,") == results["extra"]["thumbnails"] == 5
+    assert results["extra"]["classes_in_colour"] == ["redsquare", "purplemoon"]
 
 
 def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):
@@ -178,6 +231,10 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
         ("05_zero_shot_evaluation", {"run_dri": "x"}, "did you mean run_dir"),
         ("05_zero_shot_evaluation", {"run_dir": "nowhere"}, "run_dir='nowhere': no run with"),
         ("04_temperature_ablation", {"temprature": 1}, "did you mean temperatures"),
+        ("02_encoders", {"image_encodrs": ["x"]}, "did you mean image_encoders"),
+        ("02_encoders", {"max_images": "many"}, "max_images='many': must be a whole number of at"),
+        ("06_embedding_maps", {"max_thumbnail": 3}, "did you mean max_thumbnails"),
+        ("06_embedding_maps", {"max_thumbnails": 0}, "max_thumbnails=0: must be a whole number"),
         ("08_compare_objectives", {"seeds": "three"}, "seeds='three': must be a list such as"),
         ("08_compare_objectives", {"objectives": ["InfoNEC"]}, "did you mean InfoNCE"),
         ("08_compare_objectives", {"caption_noises": [20]}, "are numbers between 0 and 1"),
