@@ -217,7 +217,7 @@ def test_one_that_failed_is_run_again(tmp_path, runs, monkeypatch):
     assert names(runs) == ["01_a", "01_a"]
 
 
-def test_a_sweep_goes_on_but_takes_no_runs_of_other_code(tmp_path, runs, monkeypatch):
+def test_a_sweep_goes_on_unless_everything_shall_be_run(tmp_path, runs, monkeypatch):
     path, finish = recording(tmp_path, "01_a"), room.run_notebook
     done = tmp_path / "out" / "01_a" / "InfoNCE" / "seed-0"
 
@@ -236,8 +236,7 @@ def test_a_sweep_goes_on_but_takes_no_runs_of_other_code(tmp_path, runs, monkeyp
         build_report([path], tmp_path / "out")
     monkeypatch.setattr(room, "run_notebook", seen)
     build_report([path], tmp_path / "out")
-    monkeypatch.setattr(room, "SOURCES", "another code")
-    build_report([path], tmp_path / "out")
+    build_report([path], tmp_path / "out", fresh=True)
     assert found == [True, False]
     assert (done / "results-earlier.json").exists()
 

@@ -24,7 +24,7 @@ LOCKED_EXTRAS = ("notebooks", "dev")
 MANDATORY = ("jupyterlab", "torch", "torchvision", "transformers", "ipywidgets", "matplotlib")
 MANDATORY += ("seaborn", "umap-learn", "papermill")
 HEAVY = {"torch", "torchvision", "timm", "transformers", "numpy", "pandas", "pydantic", "PIL"}
-MAX_LINES = 4000
+MAX_LINES = 5000
 
 
 def environment(python):

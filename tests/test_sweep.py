@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+import zslkit.provenance
 import zslkit.sweep
 import zslkit.trainer
 from zslkit.checkpoint import load_run
@@ -44,6 +45,9 @@ def test_goes_on_where_it_was_and_measures_changed_runs_anew(base, monkeypatch):
     assert [(c.soft_targets, c.seed) for c in trained] == [
         ("none", 2), ("teacher", 0), ("teacher", 1), ("teacher", 2),
     ]  # fmt: skip
+    monkeypatch.setattr(zslkit.provenance, "SOURCES", "other code")
+    run_sweep(base, VARIANTS, [0, 1])
+    assert len(trained) == 4 + 4
 
 
 @pytest.mark.parametrize("seeds", [[0], [3, 3]])

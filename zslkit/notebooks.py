@@ -25,7 +25,7 @@ from zslkit.manifests import load_manifest
 from zslkit.provenance import SOURCES, installed, write_json
 from zslkit.report import describe, write_index
 
-TIMINGS = re.compile("seconds|minutes|memory")
+TIMINGS = re.compile("second|minutes|memory|_mb")
 """Metrics that no second run repeats."""
 
 
@@ -143,8 +143,8 @@ class _Build:
         return name in self.went
 
     def _begin(self, name: str) -> None:
-        """Keep a sweep from taking runs of other code or settings for its own."""
-        if self.fresh or self.known.get(name, {}).get("key") != self.keys[name]:
+        """Keep a sweep from reusing finished runs where everything shall be run."""
+        if self.fresh:
             for results in self.todo[name].folder.glob("**/seed-*/results.json"):
                 results.replace(results.with_name("results-earlier.json"))
         self._know(name, key=self.keys[name])

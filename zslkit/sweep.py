@@ -74,7 +74,7 @@ def run_sweep(
     seeds: Sequence[int],
     jobs: int | None = None,
 ):
-    """Train and measure every variant with every seed; skip what an earlier call has done.
+    """Train and measure every variant with every seed; skip what is done under the same code.
 
     Each run writes its results to ``base.output_dir/VARIANT/seed-N``; the table also goes to
     ``base.output_dir/runs.csv``. A run that was cut goes on from its checkpoint. Features of
@@ -290,9 +290,10 @@ def _quietly(function, *arguments):
 
 def _measure(config: RunConfig) -> dict[str, Any]:
     """Train one run, or go on with it, and record what it can do."""
+    from zslkit.cards import flat, load_results
     from zslkit.checkpoint import changes_since
     from zslkit.evaluation import evaluate
-    from zslkit.report import flat, load_results, record
+    from zslkit.report import record
     from zslkit.trainer import train
 
     folder = Path(config.output_dir)
@@ -312,11 +313,13 @@ def _measure(config: RunConfig) -> dict[str, Any]:
 
 
 def _finished(config: RunConfig) -> dict[str, Any] | None:
-    """Read the results of an equal configuration, None if there are none."""
-    from zslkit.report import load_results, portable
+    """Read the results of an equal configuration under equal code, None if there are none."""
+    from zslkit.cards import load_results
+    from zslkit.provenance import SOURCES, portable
 
     try:
         results = load_results(config.output_dir)
     except FileNotFoundError:
         return None
-    return results if results["config"] == portable(config.model_dump(mode="json")) else None
+    known = results["config"], results.get("code", {}).get("sha256")
+    return results if known == (portable(config.model_dump(mode="json")), SOURCES) else None
