@@ -129,7 +129,7 @@ class TrainingData:
         for number in range(first, self.per_epoch):
             start = (number * ranks + dist.rank()) * size
             rows = order[start : start + size]
-            images = self.image_features[rows].to(self.device)
+            images = _take(self.image_features, rows).to(self.device)
             keys = [self.pairs.keys[i] for i in rows]
             yield TrainingBatch(images, self._texts(rows, epoch), keys, rows)
 
@@ -181,7 +181,12 @@ class TrainingData:
         if self.text_features is None:
             return [self.pairs.captions[i][j] for i, j in zip(rows, choice, strict=True)]
         rows = self.feature_of[self.first_caption[rows] + choice]
-        return self.text_features[rows].to(self.device)
+        return _take(self.text_features, rows).to(self.device)
+
+
+def _take(features: Tensor, rows: np.ndarray) -> Tensor:
+    # a copy of whole rows: several times faster than indexing
+    return features.index_select(0, torch.from_numpy(rows))
 
 
 def encode(model: DualEncoder, batch: TrainingBatch) -> Embedded:

@@ -98,7 +98,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             if config.pair_trust and epoch >= config.pair_trust_epoch and epoch_starts:
                 data.estimate_trust(teacher.model)
 
-            model.train()
+            if not model.training:  # a callback may have measured it
+                model.train()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, total_steps, config)
             optimizer.zero_grad(set_to_none=True)
@@ -225,7 +226,8 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         {"params": [p for p in trainable(model) if p.dim() > 1]},
         {"params": [p for p in trainable(model) if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")  # one pass over the weights
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": fused}
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, **options)
     return torch.optim.AdamW(groups, **options)
