@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from zslkit.config import PRESETS, RunConfig, project_root, read_parameters
+from zslkit.config import PRESETS, RunConfig, project_root, read_count, read_parameters
 
 
 def test_defaults_are_the_toy_preset():
@@ -97,3 +97,15 @@ def test_project_root_is_the_folder_with_the_manifests(tmp_path):
     inner = tmp_path / "notebooks" / "deep"
     inner.mkdir(parents=True)
     assert project_root(inner) == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("value", [0, 1.0, "3", True, None])
+def test_whole_numbers_are_asked_for(value):
+    with pytest.raises(ValueError, match="n=.*: must be a whole number of at least 1"):
+        read_count({"n": value}, "n")
+
+
+def test_whole_numbers_have_bounds():
+    assert read_count({"n": 3}, "n", 0, 4) == 3
+    with pytest.raises(ValueError, match="n=4: must be a whole number from 0 to 3"):
+        read_count({"n": 4}, "n", 0, 4)

@@ -325,15 +325,3 @@ def test_labelled_images_are_asked_for(config, unlabelled):
     captioned = config.model_copy(update={"zeroshot_manifest": unlabelled})
     with pytest.raises(ValueError, match="mine.json': its images have no classes"):
         geometry.open_labelled(captioned, 10)
-
-
-@pytest.mark.parametrize("value", [0, 1.0, "3", True, None])
-def test_whole_numbers_are_asked_for(value):
-    with pytest.raises(ValueError, match="n=.*: must be a whole number of at least 1"):
-        geometry.read_whole({"n": value}, "n")
-
-
-def test_whole_numbers_have_bounds():
-    assert geometry.read_whole({"n": 3}, "n", 0, 4) == 3
-    with pytest.raises(ValueError, match="n=4: must be a whole number from 0 to 3"):
-        geometry.read_whole({"n": 4}, "n", 0, 4)

@@ -35,9 +35,12 @@ def advise(
     last = [row for row in history if row["epoch"] == history[-1]["epoch"]]
     names = set.intersection(*map(set, last))
     mean = {name: float(np.mean([row[name] for row in last])) for name in names}
-    # a moving average of a student that has just begun knows nothing yet
-    young = config.needs_teacher and last[0]["epoch"] < min(2, config.epochs - 1)
-    found = _about_targets(mean, config, young)
+    found = {}
+    if "target_entropy" in mean:
+        found = judge_targets(mean, config, config.batch_size)
+    if config.needs_teacher and last[0]["epoch"] < min(2, config.epochs - 1):
+        # a moving average of a student that has just begun knows nothing yet
+        found.pop("uniform targets", None)
     if last[0]["step"] > config.warmup_steps:
         found |= _about_learning(mean, config)
     if duplicates > 0.05:
@@ -71,30 +74,40 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _about_targets(mean: Mapping[str, float], config: RunConfig, young: bool) -> dict[str, str]:
+def judge_targets(
+    statistics: Mapping[str, float], config: RunConfig, n_candidates: int
+) -> dict[str, str]:
+    """Say when soft targets over N candidates are one-hot, uniform or inverted.
+
+    Parameters
+    ----------
+    statistics : mapping
+        ``self_mass``, ``target_entropy`` (nats) and, if there is a teacher,
+        ``target_agreement``, as :mod:`zslkit.targets` gives them.
+    config : RunConfig
+        Names the setting to change.
+    """
     knob = "epsilon" if config.soft_targets == "transport" else "teacher_temperature"
     if config.soft_targets == "label_smoothing":
         knob = "label_smoothing"
-    found, now = {}, f"{knob} (now {getattr(config, knob)})"
-    if "target_entropy" not in mean:
-        return {}
-    limit = math.log(config.batch_size)
+    found, now = {}, f"{knob} (now {getattr(config, knob):g})"
+    entropy, limit = statistics["target_entropy"], math.log(n_candidates)
     # progressive targets begin one-hot on purpose
-    if config.soft_targets != "progressive" and mean["target_entropy"] < (1 - NEARLY) * limit:
+    if config.soft_targets != "progressive" and entropy < (1 - NEARLY) * limit:
         found["one-hot targets"] = (
-            f"soft targets are nearly one-hot (entropy {mean['target_entropy']:.2f} of at most "
-            f"{limit:.2f} nats, own-pair mass {mean['self_mass']:.2f}): no second caption gets a "
-            f"share; raise {now}"
+            f"soft targets are nearly one-hot (entropy {entropy:.2f} of at most {limit:.2f} nats, "
+            f"own-pair mass {statistics['self_mass']:.2f}): no second caption gets a share; "
+            f"raise {now}"
         )
-    if mean["target_entropy"] > NEARLY * limit and not young:
+    if entropy > NEARLY * limit:
         found["uniform targets"] = (
-            f"soft targets are nearly uniform (entropy {mean['target_entropy']:.2f} of at most "
-            f"{limit:.2f} nats): they say nothing; lower {now}"
+            f"soft targets are nearly uniform (entropy {entropy:.2f} of at most {limit:.2f} "
+            f"nats): they say nothing; lower {now}"
         )
-    if mean.get("target_agreement", 0) < 0:
+    if statistics.get("target_agreement", 0) < 0:
         found["inverted targets"] = (
             f"soft targets run against the teacher's similarity (correlation "
-            f"{mean['target_agreement']:.2f}): lower image_similarity_weight and "
+            f"{statistics['target_agreement']:.2f}): lower image_similarity_weight and "
             "text_similarity_weight, or look for a cost where a score was expected"
         )
     return found

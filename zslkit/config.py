@@ -306,6 +306,23 @@ def read_list(parameters: Mapping[str, Any], name: str) -> list:
         raise ValueError(f"{name}={parameters[name]!r}: {error}") from None
 
 
+def read_count(
+    parameters: Mapping[str, Any], name: str, least: int = 1, below: int | None = None
+) -> int:
+    """Read a parameter that is a whole number.
+
+    Raises
+    ------
+    ValueError
+        If it is not, below ``least``, or not below ``below``.
+    """
+    value = parameters[name]
+    if type(value) is not int or value < least or (below is not None and value >= below):
+        limit = f"of at least {least}" if below is None else f"from {least} to {below - 1}"
+        raise ValueError(f"{name}={value!r}: must be a whole number {limit}")
+    return value
+
+
 def _as_list(value: Any) -> list:
     with contextlib.suppress(json.JSONDecodeError):
         value = json.loads(value) if isinstance(value, str) else value

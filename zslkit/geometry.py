@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -336,17 +336,6 @@ def open_labelled(config: RunConfig, max_images: int) -> Pairs:
     if pairs.labels is None:
         raise ValueError(f"zeroshot_manifest={name!r}: its images have no classes")
     return pairs
-
-
-def read_whole(
-    parameters: Mapping[str, Any], name: str, least: int = 1, below: int | None = None
-) -> int:
-    """Read a notebook's own parameter that is a whole number; a ValueError says which ones are."""
-    value = parameters[name]
-    if type(value) is not int or value < least or (below is not None and value >= below):
-        limit = f"of at least {least}" if below is None else f"from {least} to {below - 1}"
-        raise ValueError(f"{name}={value!r}: must be a whole number {limit}")
-    return value
 
 
 def _overlap(words: set[str], others: set[str]) -> float:

@@ -1,0 +1,290 @@
+"""Widgets without a front end: what a person would set is set, what they would see is read."""
+
+import asyncio
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zslkit.config import RunConfig
+from zslkit.evaluation import example_targets
+from zslkit.explore import Namer, teacher_of
+from zslkit.pairs import open_pairs
+from zslkit.trainer import train
+from zslkit.widgets import SoftLabelMicroscope, ZeroShotExplorer
+from zslkit.zeroshot import ZeroShotClassifier
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return train(RunConfig(**{**tiny_settings, "max_steps": 3, "output_dir": str(folder)}))
+
+
+@pytest.fixture
+def explorer(run):
+    return ZeroShotExplorer(run, debounce=0)
+
+
+@pytest.fixture
+def microscope(run):
+    pairs = open_pairs(run.config.manifest, "train")
+    return SoftLabelMicroscope(run, pairs, range(6), debounce=0)
+
+
+def file_of(image, form="PNG"):
+    image.save(stream := io.BytesIO(), form)
+    return stream.getvalue()
+
+
+def upload(explorer, name, data):
+    explorer.source.value = "upload"
+    explorer.upload.value = ({"name": name, "content": memoryview(data), "size": len(data)},)
+
+
+# zero-shot explorer
+
+
+def test_starts_with_the_runs_labelled_set(explorer, run):
+    pairs = open_pairs(run.config.zeroshot_manifest, "test")
+    expected = ZeroShotClassifier(run.model, pairs.class_names, run.config.prompt_templates)
+    (ranked,) = expected.predict([pairs[0].image], k=5)
+    shown = explorer.predictions
+    assert shown["class_name"].tolist() == [p.class_name for p in ranked]
+    assert shown["probability"].tolist() == pytest.approx([p.probability for p in ranked], 1e-4)
+    assert shown["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert ranked[0].class_name in explorer.view.value
+
+
+def test_typing_classes_and_prompts_changes_the_answer(explorer):
+    before = explorer.predictions
+    explorer.classes.value = "red star, blue moon\n  green square  "
+    assert set(explorer.predictions["class_name"]) == {"red star", "blue moon", "green square"}
+    assert explorer.predictions["probability"].sum() == pytest.approx(1, rel=1e-4)
+    probabilities = explorer.predictions.set_index("class_name")["probability"]
+    explorer.templates.value = "a drawing of a {} in a box"
+    changed = explorer.predictions.set_index("class_name")["probability"]
+    assert (probabilities - changed).abs().max() > 1e-6
+    explorer.k.value = 1
+    assert len(explorer.predictions) == 1
+    assert len(before) == 5
+
+
+def test_quotes_protect_commas_and_doubles_are_said(explorer):
+    explorer.classes.value = '"bat, the animal", bat\nbat'
+    assert set(explorer.predictions["class_name"]) == {"bat, the animal", "bat"}
+    assert "Typed more than once: bat" in explorer.message.value
+
+
+@pytest.mark.parametrize(
+    ("control", "value", "words"),
+    [
+        ("classes", " , \n", "Type the name of a class"),
+        ("templates", "a photo", "without {}"),
+        ("source", "upload", "Choose a photo to upload"),
+        ("source", "path", "is no file"),
+    ],
+)
+def test_what_is_missing_is_said_and_the_widget_lives_on(explorer, control, value, words):
+    chosen = getattr(explorer, control)
+    before = chosen.value
+    chosen.value = value
+    assert words in explorer.message.value
+    assert explorer.predictions.empty
+    with pytest.raises(ValueError, match="ZeroShotExplorer shows nothing"):
+        explorer.figure()
+    chosen.value = before
+    assert len(explorer.predictions) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("text.jpg", b"hello, this is text", "not a readable image"),
+        ("empty.png", b"", "an empty file"),
+        ("cut.png", file_of(Image.effect_noise((64, 64), 50).convert("RGB"))[:2000], "not a"),
+    ],
+)
+def test_files_that_are_no_photos_get_a_friendly_message(explorer, name, data, words):
+    upload(explorer, name, data)
+    assert f"{name}: " in explorer.message.value
+    assert words in explorer.message.value
+    good = file_of(Image.new("RGB", (60, 40), "red"))
+    upload(explorer, "red.png", good)
+    assert len(explorer.predictions) == 5
+    assert "red.png" in explorer.view.value
+
+
+def test_a_very_large_photo_is_reduced_with_a_remark(explorer):
+    upload(explorer, "large.jpg", file_of(Image.new("RGB", (8000, 5000), "blue"), "JPEG"))
+    assert "8000 × 5000 pixels: reduced" in explorer.message.value
+    assert len(explorer.predictions) == 5
+
+
+def test_a_path_is_a_photo_too(explorer, tmp_path):
+    Image.new("RGB", (60, 40), "green").save(tmp_path / "leaf.png")
+    explorer.source.value = "path"
+    explorer.path.value = str(tmp_path / "leaf.png")
+    assert len(explorer.predictions) == 5
+
+
+def test_words_of_others_are_text(explorer, tmp_path):
+    explorer.classes.value = f'"{EVIL}", cat'
+    upload(explorer, f"{EVIL}.png", file_of(Image.new("RGB", (9, 9))))
+    for html in (explorer.view.value, explorer.message.value):
+        assert "<script>" not in html
+        assert "<img src=x" not in html
+    assert "&lt;script&gt;" in explorer.view.value
+    upload(explorer, f"{EVIL}.png", b"no image")
+    assert "<script>" not in explorer.message.value
+    assert "&lt;script&gt;" in explorer.message.value
+
+
+def test_nothing_is_embedded_twice(run, monkeypatch):
+    namer = Namer(run.model)
+    calls = []
+    encode = run.model.encode_text
+    monkeypatch.setattr(run.model, "encode_text", lambda t: calls.append(list(t)) or encode(t))
+    image = namer.encode_image("x", torch.zeros(3, 40, 40, dtype=torch.uint8))
+    namer.predict(image, ["a", "b"], ["{}"], 2)
+    namer.predict(image, ["a", "b", "c"], ["{}"], 2)
+    assert calls == [["a", "b"], ["c"]]
+    monkeypatch.setattr(run.model, "encode_image", None)
+    assert namer.encode_image("x", torch.zeros(3, 40, 40, dtype=torch.uint8)) is image
+
+
+def test_two_runs_stand_side_by_side(run):
+    explorer = ZeroShotExplorer({"one": run, "two": run.run_dir}, debounce=0)
+    assert set(explorer.predictions["run"]) == {"one"}
+    explorer.beside.value = "two"
+    shown = explorer.predictions
+    one, two = (shown[shown["run"] == name]["similarity"].tolist() for name in ("one", "two"))
+    assert one == pytest.approx(two)
+    assert len(explorer.figure().axes) == 4
+
+
+def test_light_falls_on_the_chosen_class(run, explorer):
+    view, heat = Namer(run.model).light(
+        torch.randint(0, 255, (3, 40, 40), dtype=torch.uint8), "red star", ["{}"]
+    )
+    assert view.shape[1:] == heat.shape
+    assert 0 <= heat.min() <= heat.max() <= 1
+    plain = explorer.view.value
+    explorer.light.value = 1
+    assert "Lit: where the model sees" in explorer.message.value
+    assert explorer.view.value != plain
+
+
+def test_nearest_captions_hint_at_the_why(run):
+    explorer = ZeroShotExplorer(run, captions=["a red star", "a red star", EVIL], debounce=0)
+    assert "Nearest training captions" in explorer.view.value
+    assert "<script>" not in explorer.view.value
+
+
+def test_the_last_of_several_changes_counts_and_the_loop_is_free(run):
+    async def type_fast():
+        explorer = ZeroShotExplorer(run, debounce=0.02)
+        for text in ("c", "ca", "cat", "cat, dog"):
+            explorer.classes.value = text
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if "dog" in explorer.view.value:
+                return explorer
+        raise AssertionError(explorer.message.value)
+
+    explorer = asyncio.run(type_fast())
+    assert set(explorer.predictions["class_name"]) == {"cat", "dog"}
+
+
+def test_exported_pages_say_that_they_hold_a_figure_only(explorer, microscope):
+    for widget in (explorer, microscope):
+        assert "an exported page has only its figure" in repr(widget)
+        assert widget.figure()._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_waiting_is_not_negative(run):
+    with pytest.raises(ValueError, match="debounce=-1 must be a number of seconds"):
+        ZeroShotExplorer(run, debounce=-1)
+
+
+# microscope
+
+
+def test_shows_the_targets_that_training_ended_with(microscope, run):
+    pairs = open_pairs(run.config.manifest, "train")
+    expected = example_targets(run, pairs, range(6))
+    torch.testing.assert_close(microscope.targets, expected, rtol=1e-4, atol=1e-5)
+    table = microscope.statistics
+    assert table["self_mass"].tolist() == pytest.approx(expected.diagonal().tolist(), 1e-3)
+    entropy = -(expected * expected.log()).sum(dim=1)
+    assert table["target_entropy"].tolist() == pytest.approx(entropy.tolist(), 1e-3)
+    best = expected.fill_diagonal_(0).argmax(dim=1)
+    captions = table["caption"].tolist()
+    assert [others[0][0] for others in table["others"]] == [captions[i] for i in best]
+
+
+def test_sliders_move_the_targets_and_alarms_speak(microscope):
+    microscope.temperature.value = 0.001
+    assert any("one-hot" in alarm for alarm in microscope.alarms)
+    microscope.temperature.value = 10
+    assert microscope.statistics["target_entropy"].mean() == pytest.approx(math.log(6), 1e-3)
+    assert any("uniform" in alarm for alarm in microscope.alarms)
+    assert "nearly uniform" in microscope.view.value
+
+
+@pytest.mark.parametrize(
+    ("kind", "control", "value"),
+    [
+        ("transport", "epsilon", 1.0),
+        ("transport", "image_weight", 1.5),
+        ("teacher", "text_weight", 1.5),
+        ("label_smoothing", "smoothing", 0.7),
+        ("progressive", "trusted", 0.5),
+    ],
+)
+def test_every_control_counts_for_its_kind(microscope, kind, control, value):
+    microscope.kind.value = kind
+    before = microscope.targets.clone()
+    getattr(microscope, control).value = value
+    assert not torch.allclose(before, microscope.targets)
+    torch.testing.assert_close(microscope.targets.sum(dim=1), torch.ones(6))
+
+
+def test_controls_of_other_kinds_are_hidden(microscope):
+    microscope.kind.value = "label_smoothing"
+    assert microscope.temperature.layout.display == "none"
+    assert microscope.smoothing.layout.display is None
+
+
+def test_captions_of_others_are_text(run, tmp_path):
+    for name in "ab":
+        Image.fromarray(np.full((8, 8, 3), ord(name), np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(f'image,caption\na.png,"{EVIL}"\nb.png,fine\n')
+    (tmp_path / "m.json").write_text(
+        '{"name": "m", "kind": "table", "title": "x", "licence": "x", "how_to_obtain": "x", '
+        '"image_field": "image", "caption_field": "caption", "image_folder": ".", '
+        '"splits": {"all": {"table": "t.csv"}}}'
+    )
+    microscope = SoftLabelMicroscope(run, open_pairs(tmp_path / "m.json", "all"), [0, 1], 0)
+    assert "<script>" not in microscope.view.value
+    assert "&lt;script&gt;" in microscope.view.value
+
+
+def test_one_pair_shares_nothing(run):
+    pairs = open_pairs(run.config.manifest, "train")
+    microscope = SoftLabelMicroscope(run, pairs, [0], debounce=0)
+    assert "two readable images or more" in microscope.message.value
+    with pytest.raises(ValueError, match="SoftLabelMicroscope shows nothing"):
+        _ = microscope.statistics
+
+
+def test_before_training_the_widget_says_what_it_shows(tiny_settings):
+    config = RunConfig(**tiny_settings)
+    microscope = SoftLabelMicroscope(config, open_pairs(config.manifest, "train"), range(4), 0)
+    assert "Nothing is trained yet" in microscope.message.value
+    assert teacher_of(config)[0].training is False
