@@ -1,0 +1,477 @@
+"""What is in a data set: words, sizes, duplicates, caption noise, and which links survive.
+
+N = images, M = captions, F = features of a tower, K = other captions that a pair is held against.
+"""
+
+import hashlib
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zslkit.cache import tower_features
+from zslkit.config import RunConfig
+from zslkit.encoders import DualEncoder, build_dual_encoder
+from zslkit.evaluation import embed_images, embed_texts
+from zslkit.images import BrokenImageError, to_pil
+from zslkit.metrics import estimate
+from zslkit.pairs import Pairs
+from zslkit.sampling import caption_choice
+from zslkit.trainer import choose_device
+
+FOLDS = 5  # of the regression: every pair is judged by a model that never saw it
+_COLUMNS = {  # of a ledger, as img2dataset calls them
+    **dict.fromkeys(("key", "url", "caption", "status", "error_message", "sha256"), "string"),
+    **dict.fromkeys(("width", "height"), "Int64"),
+}
+_OPTIONAL = {"caption", "sha256"}  # written only where --caption_col, --compute_hash asked for it
+
+
+class CaptionFacts(NamedTuple):
+    """Counts over the captions of a split."""
+
+    per_image: np.ndarray
+    """(N,) int64, captions of each image."""
+    lengths: np.ndarray
+    """(M,) int64, words of each caption."""
+    vocabulary: Counter
+    """How often each word occurs, in lower case."""
+    repeated: dict[str, int]
+    """Captions of several images, but for case and blanks, and how many images; most first."""
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Numbers for a table and for ``results.json``."""
+        once = sum(count == 1 for count in self.vocabulary.values())
+        return {
+            "images": len(self.per_image),
+            "captions": len(self.lengths),
+            "captions per image": float(self.per_image.mean()),
+            "words per caption": float(self.lengths.mean()),
+            "distinct words": len(self.vocabulary),
+            "share of words that occur once": once / max(1, len(self.vocabulary)),
+            "captions of several images": len(self.repeated),
+        }
+
+
+class ImageFacts(NamedTuple):
+    """What decoding the images of a split told; K of them could be read."""
+
+    rows: np.ndarray
+    """(K,) int64, positions in the pairs."""
+    sizes: np.ndarray
+    """(K, 2) int64, width and height in pixels."""
+    checksums: np.ndarray
+    """(K,) str, sha256 of size and pixels."""
+    hashes: np.ndarray
+    """(K,) uint64, perceptual hash."""
+    broken: tuple[str, ...]
+    """Messages that name the images which could not be read."""
+
+
+class PairFit(NamedTuple):
+    """How well captions fit their images, beside other captions; N pairs could be read."""
+
+    rows: np.ndarray
+    """(N,) int64, positions in the pairs."""
+    captions: list[str]
+    """The caption of each pair that was judged."""
+    own: np.ndarray
+    """(N,) cosine similarities on the diagonal: image and its own caption."""
+    others: np.ndarray
+    """(N, up to 32) of those off the diagonal, drawn with the seed."""
+    rivals: np.ndarray
+    """(N,) share of other captions that fit the image at least as well as its own."""
+
+
+def words(text: str) -> list[str]:
+    """Split a text into lower-case words: letters and digits, with apostrophes inside."""
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
+
+
+def describe_captions(captions: Iterable[Sequence[str]]) -> CaptionFacts:
+    """Count words and repetitions in the captions of N images, such as ``pairs.captions``."""
+    per_image, lengths, vocabulary, images = [], [], Counter(), Counter()
+    for group in captions:
+        split = [words(text) for text in group]
+        per_image.append(len(group))
+        lengths.extend(map(len, split))
+        vocabulary.update(word for part in split for word in part)
+        images.update({" ".join(text.lower().split()) for text in group})
+    repeated = {text: count for text, count in images.most_common() if count > 1}
+    return CaptionFacts(np.array(per_image), np.array(lengths), vocabulary, repeated)
+
+
+def count_mentions(captions: Iterable[Sequence[str]], class_names: Sequence[str]) -> dict[str, int]:
+    """Count the captions that name each class: whole words, any case, also plural or possessive.
+
+    A class whose count is 0 was never named, though a synonym may have been.
+    """
+    classes_of = defaultdict(set)
+    for name in class_names:
+        for form in _forms(words(name)):
+            classes_of[form].add(name)
+    longest = max(map(len, classes_of), default=0)
+    counts = dict.fromkeys(class_names, 0)
+    for tokens in (words(text) for group in captions for text in group):
+        ends = range(1, longest + 1)
+        parts = {tuple(tokens[i : i + n]) for i in range(len(tokens)) for n in ends}
+        for name in set().union(*(classes_of[part] for part in parts & classes_of.keys())):
+            counts[name] += 1
+    return counts
+
+
+def look_at_images(pairs: Pairs, max_images: int | None = None, seed: int = 0) -> ImageFacts:
+    """Decode images for their sizes, checksums and perceptual hashes.
+
+    The hash is ImageHash's ``phash``: 64 signs of the lowest frequencies of a 32 x 32 grey copy
+    (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1).
+    Of more than ``max_images`` a sample is drawn with the seed; ``rows`` says which. A sample of
+    a tenth holds about a hundredth of the pairs of duplicates.
+
+    Raises
+    ------
+    ValueError
+        If ``max_images`` is below 1.
+    """
+    from imagehash import phash
+
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images={max_images} must be at least 1, or None for all")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:max_images])
+    found, broken = [], []
+    for i in chosen.tolist():
+        try:
+            pixels = pairs.read_pixels(i)
+        except BrokenImageError as error:
+            broken.append(str(error))
+            continue
+        size = tuple(pixels.shape[:0:-1])
+        digest = hashlib.sha256(f"{size}".encode() + pixels.numpy().tobytes()).hexdigest()
+        bits = np.packbits(phash(to_pil(pixels)).hash).view(np.uint64)[0]
+        found.append((i, size, digest, bits))
+    kinds = [("row", "i8"), ("size", "i8", 2), ("checksum", "U64"), ("hash", "u8")]
+    facts = np.array(found, dtype=kinds)
+    return ImageFacts(*(facts[kind[0]] for kind in kinds), tuple(broken))
+
+
+def find_duplicates(first: ImageFacts, second: ImageFacts | None = None, max_distance: int = 4):
+    """List all pairs of images whose hashes differ in at most ``max_distance`` of 64 bits.
+
+    Without ``second`` within one set, each pair once. Ten thousand images make fifty million
+    comparisons: seconds. Plain surfaces have nearly equal hashes without being copies: look.
+
+    Returns
+    -------
+    DataFrame
+        ``first`` and ``second`` (positions in the pairs), ``distance`` (bits) and ``exact``
+        (equal size and pixels), closest first.
+    """
+    from pandas import DataFrame
+
+    other, found = first if second is None else second, []
+    for start in range(0, len(first.hashes), 512):
+        block = first.hashes[start : start + 512, None]
+        distance = np.bitwise_count(block ^ other.hashes)
+        near = distance <= max_distance
+        if second is None:
+            near &= np.arange(len(other.hashes)) > start + np.arange(len(block))[:, None]
+        a, b = near.nonzero()
+        found.append(np.stack([a + start, b, distance[a, b]]))
+    a, b, distance = np.concatenate([np.empty((3, 0), np.int64), *found], axis=1)
+    columns = {"first": first.rows[a], "second": other.rows[b], "distance": distance}
+    table = DataFrame(columns | {"exact": first.checksums[a] == other.checksums[b]})
+    order = ["distance", "exact", "first", "second"]
+    return table.sort_values(order, ascending=[True, False, True, True], ignore_index=True)
+
+
+def score_pairs(pairs: Pairs, config: RunConfig, model: DualEncoder | None = None) -> PairFit:
+    """Score each image with its own caption and with captions of other images.
+
+    Parameters
+    ----------
+    pairs : Pairs
+        Of an image's captions, the one that the first epoch draws is judged.
+    config : RunConfig
+        Towers, cache and seed; that of the run, where ``model`` is given.
+    model : DualEncoder, optional
+        A trained model, whose similarities are taken; pairs that it was trained on look better
+        than they are. Without it a ridge regression from image to text features of the
+        configured towers, out of fold: standardised features, penalty F, and the cosine between
+        prediction and caption.
+
+    Raises
+    ------
+    ValueError
+        If there are too few readable pairs to hold two in each fold.
+    """
+    device = choose_device(config.device)
+    count = np.array([len(group) for group in pairs.captions])
+    first = np.cumsum(count) - count
+    texts = np.array([text for group in pairs.captions for text in group], object)
+    # distinct and sorted, as the trainer embeds them: both share an entry of the cache
+    distinct, entry = np.unique(texts, return_inverse=True)
+    drawn = first + caption_choice(count, config.seed, 0, np.arange(len(pairs)))
+    if model is None:
+        towers = build_dual_encoder(config).to(device)
+        found = tower_features(towers, pairs, config, "images")
+        rows, images = found.readable(pairs.keys), found.features.numpy()
+        features = tower_features(towers, distinct.tolist(), config, "captions").features.numpy()
+        targets = np.add.reduceat(features[entry], first) / count[:, None]
+        blocks = _out_of_fold(images[rows], targets[rows], features[entry[drawn[rows]]], config)
+    else:
+        images, rows = embed_images(model.to(device), pairs, config)
+        features = embed_texts(model, distinct.tolist(), config).numpy()
+        order = np.random.default_rng(config.seed).permutation(len(rows))
+        blocks = [(order, images.numpy()[order], features[entry[drawn[rows[order]]]])]
+    return PairFit(rows, texts[drawn[rows]].tolist(), *_diagonal(blocks, len(rows)))
+
+
+def mismatch_bound(rivals: Any) -> dict[str, float]:
+    """Bound the share of captions that miss their image from above.
+
+    A mismatched caption is a random one: of its rivals (see :class:`PairFit`) the share is
+    uniform on [0, 1], and among the q worst-placed pairs, with at least 1 - q of the others
+    ahead, it is found with probability q, as F_off says of pairs off the diagonal. Hence
+    F_on(q) / F_off(q) = (pairs found there / N) / q estimates the share. From above, because
+    a right caption may be vague, or the features blind to what it says, and stand there too.
+
+    Of q = 0.05, 0.1 ... 0.95 the one with the lowest upper limit (Wilson, 95 %) is taken: the
+    smallest ratio itself would mostly be the luckiest.
+
+    Returns
+    -------
+    dict
+        ``value``, ``low``, ``high``, ``n``, as ``metrics.estimate`` words it.
+
+    References
+    ----------
+    Storey (2002), "A direct approach to false discovery rates", Journal of the Royal
+    Statistical Society B 64, equation 6: pi_0 <= #{p > lambda} / (m (1 - lambda)), with
+    rivals as p-values, and captions for hypotheses.
+    """
+    rivals, bounds = np.asarray(rivals), []
+    for q in np.arange(1, 20) / 20:
+        # a hair, as 1 - q is not exact in binary
+        share = wilson_interval(int((rivals >= 1 - q - 1e-9).sum()), len(rivals))
+        ratios = {key: min(1.0, float(share[key] / q)) for key in ("value", "low", "high")}
+        bounds.append(ratios | {"n": len(rivals)})
+    return min(bounds, key=lambda bound: bound["high"])
+
+
+def expected_rivals(rivals: Any, batch_sizes: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Expect how many other captions of a batch fit an image at least as well as its own.
+
+    (B - 1) times the mean of ``rivals``, (N,), with a bootstrap interval over images.
+    """
+    rate = estimate(rivals)
+    ends = ("value", "low", "high")
+    return {b: {k: (b - 1) * rate[k] for k in ends} | {"n": rate["n"]} for b in batch_sizes}
+
+
+def wilson_interval(hits: int, n: int) -> dict[str, float]:
+    """Word a fraction with its 95 % interval (Wilson 1927), also at 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is 0.
+    """
+    if n < 1:
+        raise ValueError(f"a fraction of n={n} has no interval")
+    share, z = hits / n, 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+    # at 0 and 1 the rounding of the last bit could leave the value outside
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return {"value": share, "low": low, "high": high, "n": n}
+
+
+def read_ledger(path: str | Path) -> Any:
+    """Read what became of each link: img2dataset's output folder, or what write_ledger wrote.
+
+    Returns
+    -------
+    DataFrame
+        Columns key, url, caption, status (``success`` or a reason), error_message, sha256,
+        width and height; caption and sha256 are missing values where they were not kept.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, or no shard's Parquet file in the folder.
+    ValueError
+        If a file is no table or lacks a column; it names both.
+    """
+    from pandas import concat
+
+    path = Path(path)
+    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not shards:
+        raise FileNotFoundError(
+            f"{path}: holds no NNNNN.parquet; a ledger is the output folder of img2dataset"
+        )
+    tables = (_read_table(shard, _COLUMNS.keys() - _OPTIONAL) for shard in shards)
+    tidy = [table.reindex(columns=[*_COLUMNS]).astype(_COLUMNS) for table in tables]
+    return concat(tidy, ignore_index=True)
+
+
+def write_ledger(ledger: Any, path: str | Path) -> Path:
+    """Write a ledger as one .parquet or .csv file: links and checksums, no images.
+
+    Raises
+    ------
+    ValueError
+        If the name ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: a ledger is written as .parquet or .csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = ledger.to_csv if path.suffix == ".csv" else ledger.to_parquet
+    write(path, index=False)
+    return path
+
+
+def read_listing(path: str | Path) -> Any:
+    """Read the links that were to be fetched: url and caption, from TSV, CSV or Parquet.
+
+    A TSV may lack a first line of names, as that of CC3M does: caption, then url.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no table or lacks a column; it names both.
+    """
+    return _read_table(Path(path), ("url", "caption"))[["url", "caption"]].astype("string")
+
+
+def summarise_ledger(ledger: Any, listing: Any = None) -> dict[str, Any]:
+    """Say what of a listing survives.
+
+    Returns
+    -------
+    dict
+        ``listed``, ``untried`` (links of the listing that the ledger lacks), ``tried``,
+        ``survived``, ``share_survived`` of those tried, with its Wilson interval, and
+        ``reasons``: how often each message of failure occurs, most frequent first.
+    """
+    survived = _survived(ledger)
+    reasons = ledger["error_message"].fillna(ledger["status"])[~survived].value_counts()
+    listing = ledger if listing is None else listing
+    return {
+        "listed": len(listing),
+        "untried": int((~listing["url"].isin(ledger["url"])).sum()),
+        "tried": len(ledger),
+        "survived": int(survived.sum()),
+        "share_survived": wilson_interval(int(survived.sum()), len(ledger)),
+        "reasons": {str(reason): int(count) for reason, count in reasons.items()},
+    }
+
+
+def compare_ledgers(a: Any, b: Any) -> dict[str, float]:
+    """Compare the links that survive in two ledgers, each link once.
+
+    Returns
+    -------
+    dict
+        Counts ``both``, ``only_a``, ``only_b``; of those in both ``changed``, other content by
+        checksum, and ``unchecked``, for want of one; ``jaccard``, the share of all that is in
+        both, 1 where nothing survives in either.
+    """
+    a, b = (
+        ledger[_survived(ledger)].drop_duplicates("url").set_index("url")["sha256"]
+        for ledger in (a, b)
+    )
+    both = a.index.intersection(b.index)
+    same = (a[both] == b[both]).astype("boolean")  # missing where either checksum is
+    union = len(a) + len(b) - len(both)
+    return {
+        "both": len(both),
+        "only_a": len(a) - len(both),
+        "only_b": len(b) - len(both),
+        "changed": int((~same).sum()),
+        "unchecked": int(same.isna().sum()),
+        "jaccard": len(both) / union if union else 1.0,
+    }
+
+
+def _forms(name: list[str]) -> set[tuple[str, ...]]:
+    """Give a class name, as words, in the singular, simple plurals and the possessive."""
+    if not name:
+        return set()
+    *head, last = name
+    forms = (last, f"{last}s", f"{last}es", f"{last}'s", re.sub("y$", "ies", last))
+    return {(*head, form) for form in forms}
+
+
+def _out_of_fold(
+    images: np.ndarray, targets: np.ndarray, drawn: np.ndarray, config: RunConfig
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Predict (N, F) text features from images; give rows, predictions and texts by fold."""
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import KFold
+    from sklearn.preprocessing import StandardScaler
+
+    if len(images) < 2 * FOLDS:
+        raise ValueError(f"{len(images)} readable pairs are too few: {FOLDS} folds need two each")
+    blocks, rng = [], np.random.default_rng(config.seed)
+    for train, test in KFold(FOLDS, shuffle=True, random_state=config.seed).split(images):
+        test = rng.permutation(test)
+        x, y = StandardScaler().fit(images[train]), StandardScaler().fit(targets[train])
+        ridge = Ridge(alpha=images.shape[1])
+        ridge.fit(x.transform(images[train]), y.transform(targets[train]))
+        blocks.append((test, ridge.predict(x.transform(images[test])), y.transform(drawn[test])))
+    return blocks
+
+
+def _diagonal(blocks: Iterable, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compare images and texts, up to 1,024 at a time: own, others and rivals of PairFit."""
+    kept = min(32, min(len(rows) for rows, *_ in blocks) - 1)
+    own, others, rivals = np.empty(n), np.empty((n, kept)), np.empty(n)
+    for rows, images, texts in blocks:
+        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 1024)):
+            left, right = (
+                x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images[part], texts[part])
+            )
+            similarity, place = left @ right.T, rows[part]
+            off = similarity[~np.eye(len(part), dtype=bool)].reshape(len(part), -1)
+            own[place] = similarity.diagonal()
+            others[place] = off[:, :kept]
+            # a hair: of two equal captions one may come out of the product a last bit lower
+            rivals[place] = (off >= own[place, None] - 1e-6).mean(axis=1)
+    return own, others, rivals
+
+
+def _survived(ledger: Any) -> Any:
+    return ledger["status"].eq("success").fillna(False)
+
+
+def _read_table(path: Path, needed: Iterable[str]) -> Any:
+    """Read .parquet, .csv or .tsv; other than numbers everything in the last two is text."""
+    import pandas as pd
+
+    text = {"dtype": "string", "keep_default_na": False, "na_values": [""]}
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        elif path.suffix == ".tsv":  # CC3M's captions hold quotation marks that nothing closes
+            table = pd.read_csv(path, sep="\t", quoting=3, header=None, **text)
+            named = int({"url", "caption"} <= set(table.iloc[0]))  # rows of names: 1 or 0
+            table.columns = list(table.iloc[0]) if named else ["caption", "url"]
+            table = table[named:]
+        else:
+            table = pd.read_csv(path, **text)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # the bases of pandas' and pyarrow's own errors
+        raise ValueError(f"{path}: not a readable table ({error})") from error
+    if missing := sorted(set(needed) - set(table)):
+        raise ValueError(f"{path}: no column {missing[0]!r}; its columns: {', '.join(table)}")
+    return table.reset_index(drop=True)
