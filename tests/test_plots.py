@@ -260,3 +260,67 @@ def test_a_map_page_draws_grey_below_colour():
     page = plots.map_page(map_panels(), TRUTHS, NAMES, NAMES[:1], thumbnails)
     found = re.search(r'\["thumbnail",(\[.*?\])\]', page.html)
     assert [int(number) % 4 == 0 for number in json.loads(found[1])] == [False] * 9 + [True] * 3
+
+
+SAMPLES = {"own": np.array([0.1, 0.1, 0.5, 0.9]), "others": np.linspace(-1, 1, 50)}
+RIVALS = {8: {"value": 0.7, "low": 0.5, "high": 1.0}, 64: {"value": 6.3, "low": 4.5, "high": 9.0}}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.distributions(SAMPLES, "cosine similarity"),
+        lambda: plots.image_sizes([(64, 48), (64, 48), (30, 60)]),
+        lambda: plots.rivals_curve(RIVALS, 64),
+    ],
+)
+def test_figures_of_a_data_set_are_white_and_register_nowhere(draw):
+    figure = draw()
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    assert figure.get_facecolor() == (1, 1, 1, 1)
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or pyplot.get_fignums() == []
+
+
+def areas(axes):
+    """Area under each step histogram, from the corners of its outline."""
+    for outline in axes.collections:
+        x, y = outline.get_paths()[0].vertices.T
+        yield abs(np.sum(x * np.roll(y, 1) - y * np.roll(x, 1))) / 2
+
+
+def test_distributions_have_an_area_of_one_each_whatever_their_size():
+    axes = plots.distributions(SAMPLES, "cosine similarity").axes[0]
+    assert list(areas(axes)) == pytest.approx([1, 1])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("cosine similarity", "density")
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["own (n = 4)", "others (n = 50)"]
+
+
+def test_whole_numbers_get_a_bar_each_in_percent():
+    axes = plots.distributions({"train": [3, 3, 3, 5]}, "words", whole=True).axes[0]
+    assert list(areas(axes)) == pytest.approx([100])  # bars are one wide
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(75)
+    assert axes.get_ylabel() == "share (%)"
+
+
+def test_image_sizes_are_dots_by_number():
+    axes = plots.image_sizes([(64, 48), (64, 48), (30, 60)]).axes[0]
+    dots = axes.collections[0]
+    assert dots.get_offsets().tolist() == [[30, 60], [64, 48]]
+    small, large = dots.get_sizes()
+    assert small < large
+    assert axes.get_title() == "most frequent: 64 × 48, 2 of 3 images"
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+def test_rivals_are_drawn_with_intervals_and_the_configured_batch():
+    axes = plots.rivals_curve(RIVALS, 64).axes[0]
+    line = axes.containers[0].lines[0]
+    assert line.get_xydata().tolist() == [[8, 0.7], [64, 6.3]]
+    ends = [segment[:, 1].tolist() for segment in axes.containers[0].lines[2][0].get_segments()]
+    assert ends == [pytest.approx([0.5, 1.0]), pytest.approx([4.5, 9.0])]
+    assert axes.get_yscale() == "log"
+    assert "configured batch, 64" in [line.get_label() for line in axes.lines]
+    nothing = {8: dict.fromkeys(("value", "low", "high"), 0.0)}
+    assert plots.rivals_curve(nothing, 8).axes[0].get_yscale() == "linear"
