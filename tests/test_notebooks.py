@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OWN = {  # parameters that are a notebook's, not a run's
     "00_quickstart": set(),
+    "01_data": {"preset", "run_dir", "max_images", "ledger", "other_ledger"},
     "02_encoders": {
         *("preset", "image_encoders", "text_encoders", "other_weights", "max_images"),
         "timed_items",
@@ -110,6 +112,48 @@ def test_quickstart_measures_and_names_chance(tmp_path, tiny):
     assert hit["n"] == 32
     assert 0 < hit["chance"] < 0.1
     assert results["seed"] == 5
+
+
+def test_data_are_audited_with_noise_and_two_ledgers(tmp_path, tiny_settings):
+    manifest, facts = tiny_settings["manifest"], {"key": "0", "width": 8, "height": 8}
+    for name, status in (("a", "success"), ("b", "failed_to_download")):
+        rows = [("u1", "success", None, "x"), ("u2", status, "HTTP Error 404: Not Found", None)]
+        table = pd.DataFrame(rows, columns=["url", "status", "error_message", "sha256"])
+        table.assign(**facts).to_csv(tmp_path / f"{name}.csv", index=False)
+    results = run(
+        "01_data",
+        tmp_path,
+        manifest=manifest,
+        zeroshot_manifest=manifest,
+        caption_noise=0.5,
+        max_pairs=30,
+        max_images=20,
+        ledger=str(tmp_path / "a.csv"),
+        other_ledger=str(tmp_path / "b.csv"),
+    )
+    assert_sound(results)
+    metrics = results["metrics"]
+    assert metrics["captions"]["train"]["images"] == 30
+    assert metrics["captions"]["test"]["captions"] == 96
+    assert metrics["images"]["train"] == {"decoded": 20, "broken": 0, "skipped": 0}
+    assert metrics["duplicates"].keys() == {"within train", "within test", "from train to test"}
+    assert metrics["classes"] == {"named": 0, "all": 48}
+    assert metrics["share of mismatched captions, upper estimate"]["n"] == 30
+    assert 0 < metrics["captions of a batch that fit as well"]["value"] < 127
+    assert [ledger["survived"] for ledger in metrics["ledgers"]] == [2, 1]
+    assert metrics["comparison of ledgers"]["jaccard"] == 0.5
+    assert len(pd.read_parquet(tmp_path / "01_data" / "ledger.parquet")) == 2
+    for figure in ("least_matching", "fit", "rivals", "lengths", "sizes"):
+        assert (tmp_path / "01_data" / results["figures"][figure]).stat().st_size > 5000
+
+
+def test_data_are_judged_by_the_run_that_training_left(trained, tmp_path):
+    folder, training = trained
+    results = run("01_data", tmp_path, run_dir=str(folder / "03_train"), max_images=8)
+    assert_sound(results)
+    assert results["config"]["manifest"] == training["config"]["manifest"]
+    assert results["metrics"]["share of mismatched captions, upper estimate"]["n"] == 32
+    assert results["metrics"]["ledgers"] == []
 
 
 def test_encoders_are_measured_and_fill_the_cache(tmp_path, tiny):
@@ -225,6 +269,9 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
+        ("01_data", {"max_imagse": 9}, "did you mean max_images"),
+        ("01_data", {"max_images": 0}, "max_images=0: must be a whole number of at least 1"),
+        ("01_data", {"ledger": "nowhere"}, "nowhere: no such file"),
         ("03_train", {"epocs": 3}, "epocs=3: no such parameter; did you mean epochs"),
         ("03_train", {"resume": "perhaps"}, "resume='perhaps': Input should be a valid boolean"),
         ("00_quickstart", {"epochs": 0}, "epochs=0: Input should be greater than or equal to 1"),
