@@ -27,6 +27,7 @@ OWN = {  # parameters that are a notebook's, not a run's
     },
     "05_zero_shot_evaluation": {"run_dir"},
     "06_embedding_maps": {"run_dir", "image", "classes", "max_images", "max_thumbnails"},
+    "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs"},
     "08_compare_objectives": {
         *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
     },
@@ -206,6 +207,19 @@ def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
     assert results["figures"].keys() >= {"confusion", "reliability", "classes", "examples"}
 
 
+def test_widgets_stand_beside_figures_of_the_same(trained, tmp_path):
+    folder = trained[0]
+    settings = {"run_dir": str(folder / "03_train"), "class_names": ["redstar", "bluemoon"]}
+    results = run("07_explore", tmp_path, **settings, n_pairs=5)
+    assert_sound(results)
+    assert results["extra"]["first class"] in ("redstar", "bluemoon")
+    assert 0.5 <= results["metrics"]["probability of the first class"] <= 1
+    assert 0 <= results["metrics"]["target_entropy"] <= math.log(5)
+    assert results["figures"].keys() == {"predictions", "lit", "soft_targets"}
+    figure = tmp_path / "07_explore" / results["figures"]["soft_targets"]
+    assert figure.stat().st_size > 5000
+
+
 def test_maps_compare_the_model_before_and_after_training(trained, tmp_path):
     folder, training = trained
     results = run(
@@ -282,6 +296,8 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
         ("02_encoders", {"max_images": "many"}, "max_images='many': must be a whole number of at"),
         ("06_embedding_maps", {"max_thumbnail": 3}, "did you mean max_thumbnails"),
         ("06_embedding_maps", {"max_thumbnails": 0}, "max_thumbnails=0: must be a whole number"),
+        ("07_explore", {"n_pair": 3}, "did you mean n_pairs"),
+        ("07_explore", {"class_names": "cat"}, "class_names='cat': must be a list"),
         ("08_compare_objectives", {"seeds": "three"}, "seeds='three': must be a list such as"),
         ("08_compare_objectives", {"objectives": ["InfoNEC"]}, "did you mean InfoNCE"),
         ("08_compare_objectives", {"caption_noises": [20]}, "are numbers between 0 and 1"),
