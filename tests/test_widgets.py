@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+from datetime import datetime, timezone
 
 import numpy as np
 import pytest
@@ -44,7 +45,9 @@ def file_of(image, form="PNG"):
 
 def upload(explorer, name, data):
     explorer.source.value = "upload"
-    explorer.upload.value = ({"name": name, "content": memoryview(data), "size": len(data)},)
+    when = datetime.now(timezone.utc)
+    sent = {"name": name, "type": "image/png", "size": len(data), "last_modified": when}
+    explorer.upload.value = ({**sent, "content": memoryview(data)},)
 
 
 # zero-shot explorer
@@ -217,7 +220,7 @@ def test_waiting_is_not_negative(run):
 
 def test_shows_the_targets_that_training_ended_with(microscope, run):
     pairs = open_pairs(run.config.manifest, "train")
-    expected = example_targets(run, pairs, range(6))
+    expected = example_targets(run, pairs, range(6)).clone()
     torch.testing.assert_close(microscope.targets, expected, rtol=1e-4, atol=1e-5)
     table = microscope.statistics
     assert table["self_mass"].tolist() == pytest.approx(expected.diagonal().tolist(), 1e-3)
