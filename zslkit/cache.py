@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from zslkit.checkpoint import write_json
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.encoders import DualEncoder, ImageTransform, fingerprint
+from zslkit.provenance import write_json
 
 _LAYOUT = 1  # part of every key: raise it when what is stored changes
 
