@@ -140,6 +140,7 @@ def test_interval_curves_draw_points_limits_and_a_second_axis():
     assert line.get_ydata().tolist() == pytest.approx([30, 50])
     assert left.get_ylabel() == "hit@1 (%)"
     assert [round(y) for y in left.lines[-1].get_ydata()] == [40, 40]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["0.01", "0.1"]
     assert list(right.lines[0].get_ydata()) == [1, 2]
 
 

@@ -164,6 +164,8 @@ def interval_curves(
     for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
         axes.axhline(100 * value, color="black", ls=style, lw=1, label=name)
     axes.set(xscale="log", xlabel=labels[0], ylabel=f"{labels[1]} (%)")
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.minorticks_off()
     right = axes.twinx()
     right.plot(x, second, color="grey", ls="--", label=labels[2])
     right.set_ylabel(labels[2], color="dimgrey")
