@@ -1,15 +1,22 @@
 """Widgets without a front end: what a person would set is set, what they would see is read."""
 
 import asyncio
+import dataclasses
 import io
+import json
 import math
+import threading
+from base64 import b64decode
 from datetime import datetime, timezone
+from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+import zslkit.widgets
 from zslkit.config import RunConfig
 from zslkit.evaluation import example_targets
 from zslkit.explore import Namer, teacher_of
@@ -89,7 +96,7 @@ def test_quotes_protect_commas_and_doubles_are_said(explorer):
     [
         ("classes", " , \n", "Type the name of a class"),
         ("templates", "a photo", "without {}"),
-        ("source", "upload", "Choose a photo to upload"),
+        ("source", "upload", "Choose a photo of up to 10 MB"),
         ("source", "path", "is no file"),
     ],
 )
@@ -204,6 +211,205 @@ def test_the_last_of_several_changes_counts_and_the_loop_is_free(run):
     assert set(explorer.predictions["class_name"]) == {"cat", "dog"}
 
 
+class Blocked:
+    """A text encoder that waits, on its own thread, until the event loop lets it go on."""
+
+    def __init__(self, encode, blocks_on):
+        self.encode, self.blocks_on = encode, blocks_on
+        self.begun, self.go_on, self.seen = threading.Event(), threading.Event(), []
+
+    def __call__(self, texts):
+        self.seen += texts
+        if self.blocks_on in texts:
+            self.begun.set()
+            assert self.go_on.wait(30), "the event loop stood still while the model worked"
+        return self.encode(texts)
+
+
+async def until(condition):
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def test_the_loop_runs_on_while_the_model_works_and_stale_answers_are_dropped(run, monkeypatch):
+    encoder = Blocked(run.model.encode_text, "slow")
+    monkeypatch.setattr(run.model, "encode_text", encoder)
+    shown = []
+
+    async def change_while_it_works():
+        explorer = ZeroShotExplorer(run, templates=["{}"], debounce=0.001)
+        explorer.view.observe(lambda change: shown.append(change["new"]), "value")
+        explorer.classes.value = "slow"
+        await until(encoder.begun.is_set)
+        assert "Computing" in explorer.message.value
+        explorer.classes.value = "quick"
+        encoder.go_on.set()
+        await until(lambda: "quick" in explorer.view.value)
+        return explorer
+
+    explorer = asyncio.run(change_while_it_works())
+    assert explorer.predictions["class_name"].tolist() == ["quick"]
+    assert not any("slow" in page for page in shown)
+
+
+def test_rest_between_changes_saves_work(run, monkeypatch):
+    asked, predict = [], Namer.predict
+
+    def counted(namer, image, class_names, *rest):
+        asked.append(class_names)
+        return predict(namer, image, class_names, *rest)
+
+    monkeypatch.setattr(Namer, "predict", counted)
+
+    async def type_fast():
+        explorer = ZeroShotExplorer(run, debounce=0.05)
+        for text in ("z", "ze", "zeb", "zebra"):
+            explorer.classes.value = text
+        await until(lambda: "zebra" in explorer.view.value)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(type_fast())
+    assert asked == [["zebra"]]
+
+
+def test_a_script_need_not_wait_for_the_rest(run):
+    async def ask():
+        explorer = ZeroShotExplorer(run, debounce=3600)
+        explorer.classes.value = "cat, dog"
+        return explorer.predictions
+
+    assert set(asyncio.run(ask())["class_name"]) == {"cat", "dog"}
+
+
+def test_work_that_nobody_waits_for_stops(run, monkeypatch):
+    names = [f"thing {number}" for number in range(2000)]
+    encoder = Blocked(run.model.encode_text, names[0])
+    monkeypatch.setattr(run.model, "encode_text", encoder)
+
+    async def give_up():
+        explorer = ZeroShotExplorer(run, templates=["{}"], debounce=0.001)
+        explorer.classes.value = ",".join(names)
+        await until(encoder.begun.is_set)
+        explorer.classes.value = "cat"
+        await asyncio.sleep(0)
+        encoder.go_on.set()
+        await until(lambda: "cat" in explorer.view.value)
+
+    asyncio.run(give_up())
+    assert "cat" in encoder.seen
+    assert names[-1] not in encoder.seen
+
+
+def test_of_20000_classes_the_best_are_shown(run, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(20_000, run.config.embedding_dim, generator=generator)
+    place = {f"thing {number}": number for number in range(20_000)}
+    encode = lambda texts: vectors[[place[text] for text in texts]]  # noqa: E731
+    monkeypatch.setattr(run.model, "encode_text", encode)
+    explorer = ZeroShotExplorer(run, class_names=list(place), templates=["{}"], debounce=0)
+    assert explorer.view.value.count('class="bar"') == 5
+    image = Namer(run.model).encode_image("x", open_pairs(run.config.manifest, "test")[0].pixels)
+    best = (torch.nn.functional.normalize(vectors, dim=1) @ image).topk(5).indices
+    assert explorer.predictions["class_name"].tolist() == [f"thing {i}" for i in best.tolist()]
+
+
+def test_another_split_of_the_set_can_be_chosen(explorer, run):
+    explorer.source.value = "split train"
+    explorer.row.value = 3
+    assert open_pairs(run.config.manifest, "train").keys[3] in explorer.view.value
+
+
+def test_the_photo_number_ends_with_the_split(run):
+    test = open_pairs(run.config.manifest, "test", max_pairs=4)
+    explorer = ZeroShotExplorer(run, test, debounce=0)
+    assert explorer.row.max == 3
+    explorer.source.value = "split train"
+    assert explorer.row.max == 31
+    explorer.row.value = 31
+    explorer.source.value = "split test"
+    assert (explorer.row.max, explorer.row.value) == (3, 3)
+    assert test.keys[3] in explorer.view.value
+
+
+def test_choosing_upload_brings_a_fresh_button(explorer):
+    """One that Jupyter has lost a file of waits for an answer for ever."""
+    stalled = explorer.upload
+    explorer.source.value = "upload"
+    assert explorer.upload is not stalled
+    shown = explorer.children[1].children[0].children
+    assert explorer.upload in shown
+    assert stalled not in shown
+
+
+def test_a_bare_model_names_uploads(run):
+    explorer = ZeroShotExplorer(run.model, class_names=["cat", "dog"], debounce=0)
+    assert explorer.source.options == ("upload", "path")
+    upload(explorer, "red.png", file_of(Image.new("RGB", (60, 40), "red")))
+    assert set(explorer.predictions["run"]) == {"DualEncoder"}
+    assert len(explorer.predictions) == 2
+
+
+def test_a_static_figure_names_its_models(run):
+    explorer = ZeroShotExplorer({"$1": run, "two": run.model}, debounce=0)
+    explorer.beside.value = "two"
+    assert [axes.get_title() for axes in explorer.figure().axes[1::2]] == [r"\$1", "two"]
+
+
+def test_where_there_is_no_map_the_names_stay(explorer, monkeypatch):
+    def refuse(*args):
+        raise ValueError("this tower has no spatial map")
+
+    monkeypatch.setattr(Namer, "light", refuse)
+    explorer.light.value = 1
+    assert "Nothing is lit: this tower has no spatial map" in explorer.message.value
+    assert len(explorer.predictions) == 5
+
+
+def test_a_bug_is_shown_by_its_name_and_the_widget_lives_on(explorer, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(Namer, "predict", lambda *args: {}["absent"])
+        explorer.classes.value = "cat"
+        assert "KeyError" in explorer.message.value
+    explorer.classes.value = "dog"
+    assert explorer.predictions["class_name"].tolist() == ["dog"]
+
+
+class Tags(HTMLParser):
+    """Every tag and attribute that a browser would make of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+
+def test_a_page_has_no_script_no_handler_and_no_address(explorer, microscope):
+    explorer.classes.value = f'"{EVIL}", """ onmouseover=alert(3) x=""", cat'
+    upload(explorer, '" onerror="alert(4).png', file_of(Image.new("RGB", (9, 9))))
+    for widget in (explorer, microscope):
+        found = Tags(widget.view.value + widget.message.value)
+        assert "script" not in found.tags
+        assert not [name for name, _ in found.attributes if name.startswith("on")]
+        addresses = [value for name, value in found.attributes if name in ("src", "href")]
+        assert addresses
+        assert all(address.startswith("data:") for address in addresses)
+
+
+def test_the_link_holds_what_is_shown(explorer):
+    explorer.classes.value = f'cat, "{EVIL}", "a ""quoted"" word"'
+    attributes = Tags(explorer.view.value).attributes
+    (link,) = [value for name, value in attributes if name == "href"]
+    table = pd.read_csv(io.BytesIO(b64decode(link.partition("base64,")[2])))
+    pd.testing.assert_frame_equal(table, explorer.predictions, check_dtype=False)
+
+
 def test_exported_pages_say_that_they_hold_a_figure_only(explorer, microscope):
     for widget in (explorer, microscope):
         assert "an exported page has only its figure" in repr(widget)
@@ -291,3 +497,55 @@ def test_before_training_the_widget_says_what_it_shows(tiny_settings):
     microscope = SoftLabelMicroscope(config, open_pairs(config.manifest, "train"), range(4), 0)
     assert "Nothing is trained yet" in microscope.message.value
     assert teacher_of(config)[0].training is False
+
+
+def photos(folder, n, broken=()):
+    """Write n noisy photos, captioned by their number, as a set of pairs."""
+    rng = np.random.default_rng(0)
+    for number in range(n):
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for number in broken:
+        (folder / f"{number}.png").write_bytes(b"no image")
+    lines = [f"{number}.png,photo {number}" for number in range(n)]
+    (folder / "t.csv").write_text("\n".join(["image,caption", *lines]))
+    words = dict.fromkeys(("title", "licence", "how_to_obtain"), "x")
+    manifest = {"name": "m", "kind": "table", **words, "caption_field": "caption"}
+    (folder / "m.json").write_text(json.dumps({**manifest, "splits": {"all": {"table": "t.csv"}}}))
+    return open_pairs(folder / "m.json", "all")
+
+
+def test_unreadable_photos_are_left_out_by_name(run, tmp_path):
+    microscope = SoftLabelMicroscope(run, photos(tmp_path, 5, broken=[3]), range(5), debounce=0)
+    assert microscope.statistics["key"].tolist() == ["0.png", "1.png", "2.png", "4.png"]
+    assert "left out: 3.png" in microscope.message.value
+
+
+def test_of_a_large_batch_a_part_is_shown_and_all_is_counted(run, tmp_path):
+    microscope = SoftLabelMicroscope(run, photos(tmp_path, 30), range(30), debounce=0)
+    assert len(microscope.statistics) == 30
+    assert microscope.view.value.count("<img") == 48
+    assert "30 pairs" in microscope.view.value
+    assert "The tables show the first 24" in microscope.view.value
+
+
+def test_inverted_targets_are_called_so(microscope, monkeypatch):
+    """As if a cost stood where the score belongs."""
+    right = zslkit.widgets.soft_targets
+
+    def inverted(*args, **options):
+        targets, other = right(*args, **options)
+        return (1 - targets) / (targets.shape[1] - 1), other
+
+    monkeypatch.setattr(zslkit.widgets, "soft_targets", inverted)
+    microscope.temperature.value = 0.05
+    assert any("run against the teacher's similarity" in alarm for alarm in microscope.alarms)
+
+
+def test_a_run_without_teacher_is_judged_by_its_student(run):
+    alone = dataclasses.replace(run, teacher=None)
+    microscope = SoftLabelMicroscope(
+        alone, open_pairs(run.config.manifest, "train"), range(4), debounce=0
+    )
+    assert "its student stands in" in microscope.message.value
+    assert teacher_of(alone)[0] is run.model

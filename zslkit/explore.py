@@ -120,11 +120,8 @@ class Namer:
         Selvaraju et al. (2017), arXiv:1610.02391, equations 1 and 2, of the cosine similarity.
         """
         view = self.model.image_transform(train=False)(pixels)
-        target, tower, last = (
-            self._bank((class_name,), tuple(templates)),
-            self.model.image_tower,
-            [],
-        )
+        target, tower = self._bank((class_name,), tuple(templates)), self.model.image_tower
+        last: list[Tensor] = []
 
         def keep(module: Any, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() > 2 and output[0, 0].numel() > 1:

@@ -206,8 +206,11 @@ class ZeroShotExplorer(_Live):
         result, columns = self._current(), ["class_name", "similarity", "probability"]
         groups = result["ranked"].groupby("run", sort=False)
         bars = [rows[columns].to_numpy().tolist() for _, rows in groups]
-        truth = result["photo"].truth
-        return prediction_grid([result["picture"]] * len(bars), bars, [truth or ()] * len(bars))
+        pictures = [result["picture"]] * len(bars)
+        figure = prediction_grid(pictures, bars, [result["photo"].truth or ()] * len(bars))
+        for axes, (run, _) in zip(figure.axes[1::2], groups, strict=True):
+            axes.set_title(run.replace("$", r"\$"), fontsize=8)
+        return figure
 
     def _new_controls(self, names: Sequence[str], lines: Sequence[str], k: int) -> dict[str, Any]:
         box, runs, most = ipywidgets, list(self._models), max(50, k)
@@ -218,7 +221,7 @@ class ZeroShotExplorer(_Live):
         return {
             "source": menu("photo from", options=[*splits, "upload", "path"], value=first),
             "row": _control(box.IntSlider, "photo number", max=last),
-            "upload": box.FileUpload(accept="image/*", description="upload a photo"),
+            "upload": _upload_button(),
             "path": _control(box.Text, "file", continuous_update=False, placeholder="photo.jpg"),
             "classes": area("\n".join(map(_quoted, names)), rows=7, placeholder="dog, cat"),
             "templates": area("\n".join(lines), rows=3, placeholder="a photo of a {}."),
@@ -233,10 +236,20 @@ class ZeroShotExplorer(_Live):
         words = {"classes": "class names: one per line, or commas", "templates": "prompts"}
         for name, control in self._controls.items():
             parts += [box.Label(words[name]), control] if name in words else [control]
-        left = box.VBox(parts, layout={"width": "38%", "min_width": "280px"})
+        left = self._column = box.VBox(parts, layout={"width": "38%", "min_width": "280px"})
         right = box.VBox([self.message, self.view], layout={"width": "60%", "min_width": "300px"})
         both = box.HBox([left, right], layout={"flex_flow": "row wrap"})
         self.children = [box.HTML(str(_PAGE.style())), both]
+
+    def _changed(self, change: Any = None) -> None:
+        if change and change["owner"] is self.source and change["new"] == "upload":
+            # Jupyter drops messages above 10 MB, and the button that sent one waits for ever.
+            old, self.upload = self.upload, _upload_button()
+            self.upload.observe(self._changed, "value")
+            self._controls["upload"] = self.upload
+            parts = self._column.children
+            self._column.children = [self.upload if part is old else part for part in parts]
+        super()._changed(change)
 
     def _idle(self, wanted: Mapping[str, Any]) -> set[str]:
         used = "row" if wanted["source"].startswith("split ") else wanted["source"]
@@ -282,7 +295,10 @@ class ZeroShotExplorer(_Live):
             return _Photo(f"{source} {row}", pairs[row].pixels, title, truth)
         if source == "upload":
             if not wanted["upload"]:
-                raise ValueError("Choose a photo to upload; give one above 10 MB by its path.")
+                raise ValueError(
+                    "Choose a photo of up to 10 MB to upload. Jupyter loses larger ones, and then "
+                    "the button stalls until 'upload' is chosen anew: give such a file by its path."
+                )
             name, data = wanted["upload"][0]["name"], bytes(wanted["upload"][0]["content"])
         else:
             name, path = wanted["path"], Path(wanted["path"]).expanduser()
@@ -442,6 +458,10 @@ def _target_controls(config: RunConfig) -> dict[str, ipywidgets.Widget]:
 def _control(kind: type, description: str, **options: Any) -> ipywidgets.Widget:
     style, layout = {"description_width": "130px"}, {"width": "97%", "max_width": "460px"}
     return kind(description=description, style=style, layout=layout, **options)
+
+
+def _upload_button() -> ipywidgets.FileUpload:
+    return ipywidgets.FileUpload(accept="image/*", description="upload a photo")
 
 
 def _name(run_or_model: Any) -> str:

@@ -1,0 +1,268 @@
+"""Notebook 07 in a real JupyterLab and a real browser: what a person does, and then sees.
+
+Needs playwright (``pip install playwright``, in no lock) and Chromium on the path; skipped, with
+the reason, where one is missing. ``ZSLKIT_SCREENSHOTS`` names a folder that keeps pictures.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from PIL import Image
+
+from zslkit.config import RunConfig
+from zslkit.trainer import train
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path"),
+]
+
+ROOT = Path(__file__).parents[2]
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+FLAGS += "--disable-background-networking --disable-component-update"
+THEMES = ("Light", "Dark")
+EVIL = "<img src=x onerror=alert(1)>"
+# Text and what lies behind it, as the browser computes them: relative luminance by WCAG 2.1.
+CONTRAST = """element => {
+  const parts = text => text.match(/[\\d.]+/g).map(Number);
+  let back = [255, 255, 255], layers = [];
+  for (let node = element; node; node = node.parentElement) {
+    const [r, g, b, a = 1] = parts(getComputedStyle(node).backgroundColor);
+    layers.push([[r, g, b], a]);
+  }
+  for (const [colour, a] of layers.reverse())
+    back = back.map((x, i) => (1 - a) * x + a * colour[i]);
+  const light = rgb => rgb.map(x => x / 255)
+    .map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
+  const both = [light(parts(getComputedStyle(element).color).slice(0, 3)), light(back)];
+  return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+}"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_settings):
+    """Folder with a tiny run and a copy of the notebook that reads it."""
+    folder = tmp_path_factory.mktemp("lab")
+    settings = {**tiny_settings, "max_steps": 3, "output_dir": str(folder / "run")}
+    train(RunConfig(**settings))
+    notebook = load_notebook_node(str(ROOT / "notebooks" / "07_explore.ipynb"))
+    own = {"run_dir": str(folder / "run"), "output_dir": str(folder / "out"), "n_pairs": 6}
+    for theme in THEMES:  # a kernel each
+        nbformat.write(parameterize_notebook(notebook, own), folder / f"{theme}.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    """Address and settings folder of a JupyterLab on loopback that ends with the tests."""
+    settings, token = folder / "settings", secrets.token_hex(16)
+    write_setting(settings, "apputils-extension/notification", fetchNews="false")
+    # every cell stays in the page, also those that are not on the screen
+    write_setting(settings, "notebook-extension/tracker", windowingMode="none")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {
+        "ip": "127.0.0.1", "port": port, "port-retries": 0, "IdentityProvider.token": token,
+        "ServerApp.root_dir": folder, "LabApp.user_settings_dir": settings,
+        "LabApp.workspaces_dir": folder / "workspaces",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with open(folder / "lab.log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/api/status?token={token}", server, folder)
+            yield f"http://127.0.0.1:{port}/lab/tree/{{theme}}.ipynb?token={token}", settings
+        finally:
+            server.terminate()  # it ends its kernels, too
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module", params=THEMES)
+def page(request, lab, browser):
+    """The notebook in one of JupyterLab's themes, all cells run."""
+    address, settings = lab
+    write_setting(settings, "apputils-extension/themes", theme=f"JupyterLab {request.param}")
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    page.set_default_timeout(60_000)
+    page.dialogs, page.hosts = [], set()
+    page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda asked: page.hosts.add(urlsplit(asked.url).hostname))
+    page.goto(address.format(theme=request.param))
+    ready = page.locator("#jp-main-statusbar")
+    playwright.expect(ready).to_contain_text("(ipykernel) | Idle", timeout=120_000)
+    page.locator(".lm-MenuBar-item", has_text="Run").click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    last = page.locator(".jp-OutputArea-output", has_text="results.json")
+    playwright.expect(last.last).to_be_attached(timeout=180_000)
+    yield page
+    if keep := os.environ.get("ZSLKIT_SCREENSHOTS"):
+        for number, part in enumerate(("explorer", "microscope")):
+            live(page, number).screenshot(path=Path(keep) / f"{part}_{request.param}.png")
+    page.close()
+
+
+def write_setting(settings, name, **values):
+    path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def wait_for(address, server, folder):
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+            return
+        except OSError:
+            assert server.poll() is None, (folder / "lab.log").read_text()
+            time.sleep(0.5)
+    raise AssertionError((folder / "lab.log").read_text())
+
+
+def live(page, number):
+    """The explorer (0) or the microscope (1)."""
+    outermost = ".jp-OutputArea-output > .widget-vbox, .jp-OutputArea-output > * > .widget-vbox"
+    return page.locator(outermost).nth(number)
+
+
+def choose_source(page, name):
+    live(page, 0).locator("select:visible").first.select_option(name)
+
+
+def type_classes(page, text):
+    area = live(page, 0).locator("textarea").first
+    area.fill("")
+    area.press_sequentially(text)
+
+
+def upload(page, file):
+    with page.expect_file_chooser() as chooser:
+        live(page, 0).locator("button", has_text="upload a photo").click()
+    chooser.value.set_files(file)
+
+
+def named(page):
+    return live(page, 0).locator("table td:first-child")
+
+
+def test_bars_follow_what_is_typed(page):
+    type_classes(page, "red star, blue circle\ngreen square")
+    playwright.expect(named(page)).to_have_count(3)
+    shown = {re.sub("^✓ ", "", text) for text in named(page).all_inner_texts()}
+    assert shown == {"red star", "blue circle", "green square"}
+    type_classes(page, "")
+    playwright.expect(live(page, 0)).to_contain_text("Type the name of a class")
+    type_classes(page, "moon")
+    playwright.expect(named(page)).to_have_text(["moon"])
+    playwright.expect(live(page, 0).locator("td.number").first).to_have_text("100.0 %")
+
+
+def test_tags_that_are_typed_stay_text(page):
+    type_classes(page, f"{EVIL}, cat")
+    playwright.expect(named(page).filter(has_text=EVIL)).to_have_count(1)
+    assert live(page, 0).locator("img[src=x]").count() == 0
+    assert page.dialogs == []
+
+
+def test_the_photo_slider_obeys_the_keyboard(page):
+    choose_source(page, "split test")
+    handle = live(page, 0).get_by_role("slider").first
+    handle.focus()
+    handle.press("Home")
+    playwright.expect(live(page, 0)).to_contain_text("test-000000")
+    handle.press("ArrowRight")
+    playwright.expect(live(page, 0)).to_contain_text("test-000001")
+
+
+def test_uploads_are_shown_or_refused_in_words(page):
+    type_classes(page, "cat, dog")
+    choose_source(page, "upload")
+    Image.new("RGB", (30, 20), "red").save(stream := io.BytesIO(), "PNG")
+    photo = {"name": "red.png", "mimeType": "image/png", "buffer": stream.getvalue()}
+    upload(page, photo)
+    playwright.expect(live(page, 0).locator("img[alt='red.png']")).to_be_visible()
+    upload(page, {"name": "no.jpg", "mimeType": "image/jpeg", "buffer": b"text"})
+    playwright.expect(live(page, 0)).to_contain_text("no.jpg: not a readable image")
+    upload(page, photo)
+    playwright.expect(live(page, 0).locator("img[alt='red.png']")).to_be_visible()
+
+
+def test_a_photo_too_large_for_jupyter_stalls_only_its_button(page):
+    """The server closes the connection at 10 MiB; JupyterLab opens another by itself."""
+    choose_source(page, "split test")
+    choose_source(page, "upload")
+    upload(page, {"name": "big.png", "mimeType": "image/png", "buffer": bytes(11 * 2**20)})
+    playwright.expect(live(page, 0)).to_contain_text("up to 10 MB")
+    choose_source(page, "split test")
+    type_classes(page, "owl")
+    playwright.expect(named(page)).to_have_text(["owl"])
+    choose_source(page, "upload")
+    Image.new("RGB", (30, 20), "blue").save(stream := io.BytesIO(), "PNG")
+    upload(page, {"name": "blue.png", "mimeType": "image/png", "buffer": stream.getvalue()})
+    playwright.expect(live(page, 0).locator("img[alt='blue.png']")).to_be_visible()
+
+
+def test_what_is_shown_can_be_kept(page):
+    choose_source(page, "split test")
+    type_classes(page, "cat, dog, owl")
+    playwright.expect(named(page)).to_have_count(3)
+    with page.expect_download() as kept:
+        live(page, 0).get_by_text("Download as CSV").click()
+    assert kept.value.suggested_filename == "predictions.csv"
+    rows = list(csv.DictReader(Path(kept.value.path()).read_text().splitlines()))
+    shown = [re.sub("^✓ ", "", text) for text in named(page).all_inner_texts()]
+    assert [row["class_name"] for row in rows] == shown
+
+
+def test_the_microscope_follows_its_controls(page):
+    microscope = live(page, 1)
+    readout = microscope.locator(".widget-readout:visible").first
+    readout.fill("0.001")
+    readout.press("Enter")
+    playwright.expect(microscope.get_by_role("alert")).to_contain_text("nearly one-hot")
+    readout.fill("10")
+    readout.press("Enter")
+    playwright.expect(microscope.get_by_role("alert")).to_contain_text("nearly uniform")
+    playwright.expect(microscope.locator(".matrix td")).to_have_count(36)
+    microscope.locator("select").select_option("label_smoothing")
+    playwright.expect(microscope.get_by_text("temperature", exact=True)).to_be_hidden()
+    playwright.expect(microscope.get_by_text("label smoothing", exact=True)).to_be_visible()
+
+
+def test_text_can_be_read_and_nothing_comes_from_elsewhere(page):
+    """Contrast 4.5 is what WCAG 2.1 asks of text of this size (criterion 1.4.3)."""
+    for number in (0, 1):
+        cells = live(page, number).locator(".zslkit td, .zslkit th, .zslkit a").all()
+        assert len(cells) > 5
+        for cell in cells:
+            assert cell.evaluate(CONTRAST) > 4.5, cell.inner_text()
+    assert page.hosts <= {"127.0.0.1", None}
+    assert page.dialogs == []

@@ -1,0 +1,144 @@
+"""One photo and one batch asked by hand: nothing twice, and maps that agree with the formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import zslkit.explore
+from zslkit.config import RunConfig
+from zslkit.encoders import build_dual_encoder
+from zslkit.explore import Namer, embed_batch, target_table, teacher_of
+from zslkit.pairs import open_pairs
+from zslkit.targets import target_statistics
+from zslkit.trainer import train
+
+
+@pytest.fixture(scope="module")
+def config(tiny_settings):
+    return RunConfig(**tiny_settings)
+
+
+@pytest.fixture
+def model(config):
+    return build_dual_encoder(config)
+
+
+@pytest.fixture
+def pixels():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 40, 50), generator=generator, dtype=torch.uint8)
+
+
+def test_a_full_memory_of_prompts_is_emptied_without_a_change(model, monkeypatch):
+    monkeypatch.setattr(zslkit.explore, "_MAX_PROMPTS", 3)
+    namer = Namer(model)
+    first = namer.encode_text(["a", "b"])
+    namer.encode_text(["c", "d"])
+    torch.testing.assert_close(namer.encode_text(["b", "a"]), first.flip(0))
+    assert len(namer._prompts) <= 3
+
+
+def test_a_bank_that_is_stopped_keeps_what_it_has_embedded(model, pixels):
+    class Stop(Exception):
+        pass
+
+    def stop(known):
+        if known >= 256:
+            raise Stop
+
+    namer, names = Namer(model), [f"thing {number}" for number in range(600)]
+    namer.tell = stop
+    image = namer.encode_image("x", pixels)
+    with pytest.raises(Stop):
+        namer.predict(image, names, ["{}"], 1)
+    asked = []
+    namer.tell = asked.append
+    assert len(namer.predict(image, names, ["{}"], 2)) == 2
+    assert asked == [256, 512]
+
+
+@pytest.mark.parametrize("mode", ["train", "frozen"])
+def test_light_is_grad_cam_written_out(config, pixels, mode):
+    """For a tower that averages its last map, the weights are those of the averages."""
+    settings = {"image_tower": mode, "image_size": 96}  # a last map of 3 x 3
+    model = build_dual_encoder(config.model_copy(update=settings)).eval()
+    namer = Namer(model)
+    view, heat = namer.light(pixels, "red star", ["a {}"])
+    seen = model.image_tower.normalise(view[None])
+    activations = model.image_tower.net.forward_features(seen).detach()
+    averages = activations.mean(dim=(2, 3)).requires_grad_()
+    similarity = model.project_image(averages)[0] @ namer.encode_text(["a red star"])[0]
+    (weights,) = torch.autograd.grad(similarity, averages)
+    assert activations.shape[2:] == (3, 3)
+    coarse = (weights[0, :, None, None] * activations[0]).sum(dim=0).relu()
+    expected = nn.functional.interpolate(coarse[None, None], size=heat.shape, mode="bilinear")[0, 0]
+    torch.testing.assert_close(heat, expected / expected.max(), rtol=1e-3, atol=1e-4)
+    assert heat.max() == 1
+    assert view.shape == (3, 96, 96)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+class Tokens(nn.Module):
+    """A tower that cuts an image into patches and forgets where they were."""
+
+    name, feature_dim = "tokens", 8
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8)
+
+    def normalise(self, pixels):
+        return pixels.float() / 255
+
+    def forward(self, pixels):
+        return self.norm(self.patches(pixels).flatten(2).transpose(1, 2)).mean(dim=1)
+
+
+def test_a_tower_of_tokens_says_that_it_has_no_map(model, config, pixels):
+    model.image_tower = Tokens()
+    model.image_projection = nn.Linear(8, config.embedding_dim)
+    with pytest.raises(ValueError, match="tokens has no spatial map"):
+        Namer(model).light(pixels, "x", ["{}"])
+
+
+def test_a_frozen_teacher_is_found_before_any_training(config, tmp_path):
+    earlier = train(config.model_copy(update={"max_steps": 2, "output_dir": str(tmp_path)}))
+    asked = config.model_copy(update={"teacher": "frozen", "teacher_run": str(tmp_path)})
+    model, words = teacher_of(asked)
+    assert words == ""
+    torch.testing.assert_close(model.state_dict(), earlier.model.state_dict())
+
+
+def test_a_batch_is_embedded_row_by_row(model, config):
+    pairs = open_pairs(config.manifest, "train")
+    rows, images, embedded = embed_batch(model.eval(), pairs, [4, 1, 4, 2])
+    assert rows == [4, 1, 2]
+    assert torch.equal(images[1], pairs[1].pixels)
+    with torch.no_grad():
+        alone = model.encode_text([pairs.captions[1][0]])[0]
+        view = model.image_transform(train=False)(pairs[1].pixels)
+        photo = model.encode_image(view[None])[0]
+    torch.testing.assert_close(embedded.text[1], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedded.image[1], photo, rtol=1e-4, atol=1e-5)
+
+
+def test_one_image_is_no_batch(model, config):
+    pairs = open_pairs(config.manifest, "train")
+    with pytest.raises(ValueError, match=r"rows=\[0, 0\]: soft targets need two readable images"):
+        embed_batch(model.eval(), pairs, [0, 0])
+
+
+def test_targets_in_words():
+    targets = torch.tensor([[0.5, 0.0, 0.5], [0.2, 0.7, 0.1], [0.0, 0.0, 1.0]])
+    table = target_table(targets, ["a", "b", "c"], n_others=2)
+    assert table["self_mass"].tolist() == pytest.approx([0.5, 0.7, 1.0])
+    middle = -(0.2 * math.log(0.2) + 0.7 * math.log(0.7) + 0.1 * math.log(0.1))
+    assert table["target_entropy"].tolist() == pytest.approx([math.log(2), middle, 0.0])
+    assert table["others"][0] == [("c", 0.5)]
+    assert [text for text, _ in table["others"][1]] == ["a", "c"]
+    assert table["others"][2] == []
+    mean = table[["self_mass", "target_entropy"]].mean().to_dict()
+    assert mean == pytest.approx(target_statistics(targets))
