@@ -250,6 +250,7 @@ def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):
         max_steps=2,
         seeds=[0, 1],
         temperatures="[0.01, 1.0]",
+        jobs=1,
     )
     assert_sound(results)
     summary, entropy = results["metrics"]["summary"], results["metrics"]["target_entropy"]

@@ -4,10 +4,12 @@ import contextlib
 import io
 import multiprocessing
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from zslkit.config import RunConfig, nearest
 from zslkit.metrics import paired_difference, seed_interval
@@ -90,8 +92,9 @@ def run_sweep(
     seeds : sequence of int
         Initial weights, data order and caption noise of each repetition.
     jobs : int, optional
-        Runs at the same time, each in a process of its own; by default as many as torch has
-        threads, but one where there is an accelerator.
+        Runs at the same time, each in a process of its own, silent; by default as many as torch
+        has threads, but one where there is an accelerator. 1 stays in this process and shows
+        how each training goes.
 
     Returns
     -------
@@ -114,7 +117,8 @@ def run_sweep(
         raise ValueError(f"jobs={jobs!r} must be a number of processes, at least 1, or None")
     runs = {(name, seed): _configure(base, variants, name, seed) for name in variants
             for seed in seeds}  # fmt: skip
-    results, failures = _run_all(runs, variants, jobs or _jobs(base))
+    with _pool(base, jobs) as start:
+        results, failures = _run_all(runs, variants, start)
     if failures:
         raise RuntimeError(
             f"{len(failures)} of {len(runs)} runs failed, the others are kept: "
@@ -228,13 +232,7 @@ def _accelerated(config: RunConfig) -> bool:
     return choose_device(config.device).type != "cpu"
 
 
-def _jobs(base: RunConfig) -> int:
-    import torch
-
-    return 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
-
-
-def _run_all(runs: Mapping, variants: Mapping, jobs: int) -> tuple[dict, dict]:
+def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, dict]:
     """Run what is not finished, teachers before their students; give results and failures."""
     from tqdm.auto import tqdm
 
@@ -243,11 +241,11 @@ def _run_all(runs: Mapping, variants: Mapping, jobs: int) -> tuple[dict, dict]:
     missing = [run for run in runs if run not in results]
     students = [run for run in missing if variants[run[0]].get("teacher_run") in variants]
     teachers = [run for run in missing if run not in students]
-    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False) as bar, _pool(jobs) as run:
+    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False) as bar:
         # with frozen towers the first one alone: it fills the cache that the others read
         alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
         for wave in (teachers[:alone], teachers[alone:], students):
-            started = {run(_measure, runs[which]): which for which in wave}
+            started = {start(_measure, runs[which]): which for which in wave}
             for done in as_completed(started):
                 which = started[done]
                 if error := done.exception():
@@ -259,11 +257,13 @@ def _run_all(runs: Mapping, variants: Mapping, jobs: int) -> tuple[dict, dict]:
 
 
 @contextlib.contextmanager
-def _pool(jobs: int) -> Iterator:
+def _pool(base: RunConfig, jobs: int | None) -> Iterator[Callable]:
     """Give a function that starts a call: in this process for one job, else in others."""
     if jobs == 1:
         yield _call
         return
+    if jobs is None:
+        jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
     # fork would copy torch's thread pools in an unknown state
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
