@@ -163,7 +163,7 @@ def interval_curves(
         axes.errorbar(x, value, np.abs([low - value, high - value]), **style)
     for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
         axes.axhline(100 * value, color="black", ls=style, lw=1, label=name)
-    axes.set(xscale="log", xlabel=labels[0], ylabel=f"{labels[1]} (%)")
+    axes.set(xscale="log", xlabel=labels[0], ylabel=_plain(f"{labels[1]} (%)", 36))
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.minorticks_off()
     right = axes.twinx()
