@@ -92,7 +92,7 @@ def lab(folder):
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
         try:
             wait_for(f"http://127.0.0.1:{port}/api/status?token={token}", server, folder)
-            yield f"http://127.0.0.1:{port}/lab/tree/{{theme}}.ipynb?token={token}", settings
+            yield f"http://127.0.0.1:{port}/lab/tree/{{theme}}.ipynb?reset&token={token}", settings
         finally:
             server.terminate()  # it ends its kernels, too
             server.wait(30)
