@@ -286,13 +286,14 @@ def prediction_grid(
     images: Sequence, predictions: Sequence[Sequence], truths: Sequence[str | Collection[str]] = ()
 ) -> Figure:
     """Show photos beside their (class_name, similarity, probability) bars, true classes ticked."""
-    rows = math.ceil(len(images) / 2)
-    figure = _figure(WIDTH, 1.75 * rows + 0.3)
-    grid = figure.add_gridspec(rows, 4, width_ratios=[1, 1.1, 1, 1.1])
+    columns = min(2, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = _figure(WIDTH * (0.6 if columns == 1 else 1), 1.75 * rows + 0.3)
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.1] * columns)
     for place, (image, ranked) in enumerate(zip(images, predictions, strict=True)):
         truth = truths[place] if len(truths) else ()
         truth = {truth} if isinstance(truth, str) else set(truth)
-        row, column = divmod(place, 2)
+        row, column = divmod(place, columns)
         _show(figure.add_subplot(grid[row, 2 * column]), image, ", ".join(sorted(truth)), width=26)
         axes, names = figure.add_subplot(grid[row, 2 * column + 1]), [p[0] for p in ranked]
         colours = [PALE_GREEN if name in truth else PALE_GREY for name in names]
