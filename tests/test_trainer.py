@@ -510,4 +510,6 @@ def test_a_run_is_told_what_is_wrong_with_it(tiny, tmp_path, capsys):
     (advice,) = [line for line in run.record["advice"] if "one-hot" in line]
     assert "raise teacher_temperature (now 0.0001)" in advice
     assert capsys.readouterr().out.count("nearly one-hot") == 1  # told once, not every epoch
-    assert json.loads((tmp_path / "run.json").read_text())["advice"] == run.record["advice"]
+    assert (
+        json.loads((tmp_path / "run.json").read_text())["record"]["advice"] == run.record["advice"]
+    )
