@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from zslkit.cards import (
+    _objective,
     card,
     card_markdown,
     compare,
@@ -229,3 +230,22 @@ def test_runs_that_share_no_metric_cannot_be_compared(tmp_path):
 def test_results_are_plain_json(tmp_path):
     path = record({"loss": 1.0}, RunConfig(), tmp_path)
     assert load_results(path) == load_results(tmp_path) == json.loads(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"soft_targets": "none"}, "InfoNCE"),
+        ({"soft_targets": "none", "contrastive_loss": "sigmoid"}, "SigLIP"),
+        (
+            {"soft_targets": "label_smoothing"},
+            "0.5 InfoNCE, the rest towards label smoothing targets",
+        ),
+        (
+            {"pair_trust": True},
+            "0.5 InfoNCE, the rest towards teacher targets, pairs weighed by the teacher's trust",
+        ),
+    ],
+)
+def test_a_card_says_what_the_objective_was(settings, words):
+    assert _objective(RunConfig(**settings).model_dump()) == words

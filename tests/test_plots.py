@@ -325,3 +325,9 @@ def test_rivals_are_drawn_with_intervals_and_the_configured_batch():
     assert "configured batch, 64" in [line.get_label() for line in axes.lines]
     nothing = {8: dict.fromkeys(("value", "low", "high"), 0.0)}
     assert plots.rivals_curve(nothing, 8).axes[0].get_yscale() == "linear"
+
+
+def test_more_curves_than_styles_are_refused_not_dropped():
+    many = {str(number): DOTS for number in range(8)}
+    with pytest.raises(ValueError, match="8 curves are more than 7 styles"):
+        plots.interval_dots(many, "recall@10")

@@ -4,7 +4,6 @@ N = images, M = captions, F = features of a tower, K = other captions that a pai
 """
 
 import hashlib
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from zslkit.config import RunConfig
 from zslkit.encoders import DualEncoder, build_dual_encoder
 from zslkit.evaluation import embed_images, embed_texts
 from zslkit.images import BrokenImageError, to_pil
-from zslkit.metrics import estimate
+from zslkit.metrics import estimate, wilson_interval
 from zslkit.pairs import Pairs
 from zslkit.sampling import caption_choice
 from zslkit.trainer import choose_device
@@ -271,24 +270,6 @@ def expected_rivals(rivals: Any, batch_sizes: Sequence[int]) -> dict[int, dict[s
     rate = estimate(rivals)
     ends = ("value", "low", "high")
     return {b: {k: (b - 1) * rate[k] for k in ends} | {"n": rate["n"]} for b in batch_sizes}
-
-
-def wilson_interval(hits: int, n: int) -> dict[str, float]:
-    """Word a fraction with its 95 % interval (Wilson 1927), also at 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If ``n`` is 0.
-    """
-    if n < 1:
-        raise ValueError(f"a fraction of n={n} has no interval")
-    share, z = hits / n, 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
-    # at 0 and 1 the rounding of the last bit could leave the value outside
-    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-    return {"value": share, "low": low, "high": high, "n": n}
 
 
 def read_ledger(path: str | Path) -> Any:

@@ -70,19 +70,26 @@ def _training(config: Mapping[str, Any], record: Mapping[str, Any]) -> Table:
         "{} ({}, weights: {})".format(*(config[f"{kind}_{key}"] for key in parts))
         for kind in ("image", "text")
     ]
-    weight, state = config["contrastive_weight"], "interrupted" * record["interrupted"]
-    memory = record["peak_memory_mib"].items()
+    state, memory = "interrupted" * record["interrupted"], record["peak_memory_mib"].items()
     return [
         ["pairs", f"{record['pairs']:,} of {config['manifest']} / {config['train_split']}"],
         ["swapped captions", str(record["swapped_captions"])],
         ["unreadable images", str(len(record["unreadable_images"]))],
         ["towers", " and ".join(towers)],
-        ["objective", f"{weight:g} contrastive, rest: soft targets {config['soft_targets']}"],
+        ["objective", _objective(config)],
         ["steps", f"{record['steps']:,} of {record['total_steps']:,} {state or 'complete'}"],
         ["time", f"{record['train_seconds']:,.1f} s: {record['seconds_per_step']:.3g} s a step, "
                  f"{record['images_per_second']:,.0f} images/s"],
         ["peak memory", ", ".join(f"{mib:,} MiB {where}" for where, mib in memory)],
     ]  # fmt: skip
+
+
+def _objective(config: Mapping[str, Any]) -> str:
+    words = {"softmax": "InfoNCE", "sigmoid": "SigLIP"}[config["contrastive_loss"]]
+    if config["soft_targets"] != "none":
+        kind = config["soft_targets"].replace("_", " ")
+        words = f"{config['contrastive_weight']:g} {words}, the rest towards {kind} targets"
+    return words + ", pairs weighed by the teacher's trust" * config["pair_trust"]
 
 
 def _origin(run: Mapping[str, Any]) -> Table:

@@ -7,7 +7,6 @@ import base64
 import copy
 import io
 import math
-import re
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zslkit.audit import words
 from zslkit.cache import Embeddings, embed
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
@@ -89,12 +89,12 @@ def caption_agreement(
     if len(owner) > len(captions):
         hits = neighbour_precision(embeddings, owner, 1)
         return "same_image_recall@1", estimate(hits, owner, chance=neighbour_chance(owner))
-    words = [set(re.findall(r"\w+", group[0].lower())) for group in captions]
-    shuffled = np.random.default_rng(seed).permutation(len(words))
+    bags = [set(words(group[0])) for group in captions]
+    shuffled = np.random.default_rng(seed).permutation(len(bags))
     strangers = zip(shuffled, np.roll(shuffled, 1), strict=True)  # one cycle: nobody meets oneself
-    chance = float(np.mean([_overlap(words[i], words[j]) for i, j in strangers]))
+    chance = float(np.mean([_overlap(bags[i], bags[j]) for i, j in strangers]))
     nearest = nearest_neighbours(embeddings, 1)[:, 0].tolist()
-    shared = [_overlap(own, words[other]) for own, other in zip(words, nearest, strict=True)]
+    shared = [_overlap(own, bags[other]) for own, other in zip(bags, nearest, strict=True)]
     return "shared_words", estimate(shared, chance=chance)
 
 
@@ -338,8 +338,8 @@ def open_labelled(config: RunConfig, max_images: int) -> Pairs:
     return pairs
 
 
-def _overlap(words: set[str], others: set[str]) -> float:
-    return len(words & others) / max(1, len(words | others))
+def _overlap(own: set[str], others: set[str]) -> float:
+    return len(own & others) / max(1, len(own | others))
 
 
 def _trainable_copy(tower: nn.Module) -> nn.Module:

@@ -99,7 +99,7 @@ def held_out_curve(history: Sequence[Mapping[str, float]]) -> Figure | None:
         return None
     figure = _figure(WIDTH * 0.6, 2.9)
     axes = figure.subplots()
-    for name, colour in zip(names, (BLUE, ORANGE, GREEN), strict=False):
+    for (name, _), (colour, *_) in _styled(dict.fromkeys(names)):
         points = [(row["epoch"] + 1, 100 * row[name]) for row in history if name in row]
         epochs, values = np.array(points).T
         axes.plot(epochs, values, "o-", color=colour, ms=4, label=name)
@@ -154,8 +154,7 @@ def interval_curves(
     """
     figure = _figure(WIDTH * 0.85, 4.2)
     axes = figure.subplots()
-    styles = zip((BLUE, ORANGE, GREEN, "black"), "os^D", strict=True)
-    for (name, points), (colour, marker) in zip(curves.items(), styles, strict=False):
+    for (name, points), (colour, marker, _) in _styled(curves):
         value, low, high = (
             100 * np.array([point[key] for point in points]) for key in ("value", "low", "high")
         )
@@ -186,10 +185,9 @@ def interval_dots(
     names = list(dict.fromkeys(name for estimates in series.values() for name in estimates))
     figure = _figure(WIDTH * 0.85, 1.1 + 0.16 * len(names) * (len(series) + 1))
     axes = figure.subplots()
-    styles = zip((BLUE, ORANGE, GREEN, "black"), "os^D", strict=True)
     spread = np.linspace(-0.27, 0.27, len(series)) if len(series) > 1 else [0.0]
-    for (legend, estimates), (colour, marker), shift in zip(
-        series.items(), styles, spread, strict=False
+    for ((legend, estimates), (colour, marker, _)), shift in zip(
+        _styled(series), spread, strict=True
     ):
         value, low, high = (
             100 * np.array([estimates[name][key] for name in estimates])
@@ -467,6 +465,13 @@ def _figure(width: float, height: float) -> Figure:
     return NotebookFigure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
+def _styled(items: Mapping[str, Any]) -> list[tuple]:
+    """Pair the items with colours and markers; a ValueError says when there are too many."""
+    if len(items) > len(CLASS_STYLES):
+        raise ValueError(f"{len(items)} curves are more than {len(CLASS_STYLES)} styles")
+    return [*zip(items.items(), CLASS_STYLES, strict=False)]
+
+
 def _step_curve(axes: Any, history: Sequence[Mapping[str, float]], key: str, **style: Any) -> None:
     points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
     if points:
@@ -504,7 +509,7 @@ def _plain(text: str, width: int, lines: int = 3) -> str:
 def distributions(
     samples: Mapping[str, Sequence[float]], label: str, whole: bool = False
 ) -> Figure:
-    """Draw up to three samples as histograms over shared bins, each with an area of one.
+    """Draw samples as histograms over shared bins, each with an area of one.
 
     ``whole`` gives each whole number a bar of its own, in percent.
     """
@@ -515,7 +520,7 @@ def distributions(
     ends = pooled.min() - 0.5, pooled.max() + 1.5
     bins = np.arange(*ends) if whole else np.histogram_bin_edges(pooled, 60)
     shape = {"bins": bins, "stat": "percent" if whole else "density", "element": "step"}
-    for (name, values), colour in zip(samples.items(), (BLUE, ORANGE, GREEN), strict=False):
+    for (name, values), (colour, *_) in _styled(samples):
         legend = f"{name} (n = {len(values):,})"
         histplot(np.asarray(values), **shape, color=colour, alpha=0.3, label=legend, ax=axes)
     axes.set(xlabel=label, ylabel="share (%)" if whole else "density")

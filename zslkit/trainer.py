@@ -33,6 +33,10 @@ from zslkit.teacher import Teacher, build_teacher
 Callback = Callable[[Run, dict[str, float]], dict[str, float] | None]
 
 
+EARLY = 100
+"""Step of a first look at the curves, besides those at the end of each epoch: some are long."""
+
+
 def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     """Train a dual encoder as ``config`` says.
 
@@ -136,7 +140,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 row |= callback(run, row) or {}
             monitor.log(row, len(batch))
             epoch_ends = step % data.per_epoch == 0
-            if epoch_ends or step in (total_steps, 100):
+            if epoch_ends or step in (EARLY, total_steps):
                 monitor.tell(advise(run.history, config, data.duplicates))
             if step % config.checkpoint_every == 0:
                 save()
