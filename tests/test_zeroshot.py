@@ -171,7 +171,7 @@ def test_permuting_classes_permutes_the_ranking():
 
 def test_blocks_never_hold_all_scores_and_change_nothing():
     queries, candidates = random_bank(23, seed=5).embeddings, random_bank(7).embeddings
-    blocks = list(similarity_blocks(queries, candidates, max_scores=21))
+    blocks = [(s, b.clone()) for s, b in similarity_blocks(queries, candidates, max_scores=21)]
     assert [start for start, _ in blocks] == list(range(0, 23, 3))
     assert max(scores.numel() for _, scores in blocks) <= 21
     joined = torch.cat([scores for _, scores in blocks])

@@ -29,21 +29,28 @@ _MAX_SKIPPED = 0.01  # share of a harvest that may lack image or caption; it is 
 _STRING = np.dtypes.StringDType()  # millions of Python strings would cost gigabytes per process
 
 
-class Captions(Sequence):
-    """Per image a tuple of strings: ``texts[starts[i] : stops[i]]``."""
+class Groups(Sequence):
+    """Per image a tuple of captions, or of class numbers: ``values[starts[i] : stops[i]]``."""
 
-    def __init__(self, texts: np.ndarray, starts: np.ndarray, stops: np.ndarray):
-        self.texts, self.starts, self.stops = texts, starts, stops
+    def __init__(self, values: np.ndarray, starts: np.ndarray, stops: np.ndarray):
+        self.values, self.starts, self.stops = values, starts, stops
 
-    def take(self, rows) -> "Captions":
-        """Select images; the texts are shared."""
-        return Captions(self.texts, self.starts[rows], self.stops[rows])
+    def take(self, rows) -> "Groups":
+        """Select images; the values are shared."""
+        return Groups(self.values, self.starts[rows], self.stops[rows])
+
+    def spread(self) -> tuple[np.ndarray, np.ndarray]:
+        """Spell out as (image, value) pairs: two arrays of as many items as there are."""
+        sizes = self.stops - self.starts
+        images = np.repeat(np.arange(len(self)), sizes)
+        turn = np.arange(len(images)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return images, self.values[self.starts[images] + turn]
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, i: int) -> tuple[str, ...]:
-        return tuple(self.texts[self.starts[i] : self.stops[i]].tolist())
+    def __getitem__(self, i: int) -> tuple:
+        return tuple(self.values[self.starts[i] : self.stops[i]].tolist())
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,18 @@ class Pairs(Sequence):
     keys : ndarray of str, captions : Sequence of tuple of str
         Per image; no image is decoded for them.
     labels : ndarray of int64 or None
-        Position of each image's class in the tuple ``class_names``, if classes are known.
+        Position of each image's class in the tuple ``class_names``, if each has one.
+    class_ids : tuple of str
+        What the set's own lists call the classes: WordNet synsets, MIDs; else their names.
+    positives, negatives : Sequence of tuple of int, or None
+        Per image the classes that it shows, and those that people found absent, if known.
     swapped : ndarray of bool
         Images that were given another image's captions. For reports, never for training.
     skipped : tuple of str
         Keys left out because the source lacks the image or every caption.
     """
 
-    def __init__(self, manifest, split, source: "_Source", caption_noise, seed, max_pairs):
+    def __init__(self, manifest, split, source: "Source", caption_noise, seed, max_pairs):
         rng, n = np.random.default_rng(seed), len(source.keys)
         # Sorted, so that reading runs forward through the shards.
         rows = np.arange(n) if max_pairs is None else np.sort(rng.permutation(n)[:max_pairs])
@@ -95,7 +106,11 @@ class Pairs(Sequence):
         self.manifest, self.split, self.skipped = manifest, split, source.skipped
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
         self.labels = None if source.labels is None else source.labels[rows]
-        self.class_names = source.class_names
+        self.class_names, self.class_ids = source.class_names, source.class_ids
+        self.positives, self.negatives = (
+            None if groups is None else groups.take(rows)
+            for groups in (source.positives, source.negatives)
+        )
         self._source, self._rows = source, rows
 
     def __len__(self) -> int:
@@ -182,7 +197,7 @@ def open_pairs(
     return Pairs(manifest, split, source, caption_noise, seed, max_pairs)
 
 
-class _Source:
+class Source:
     """All images of one split; ``rows`` hold (key, captions, place or None)."""
 
     def __init__(self, rows, paths=(), class_names=(), labels=(), scenes: ToyScenes | None = None):
@@ -193,10 +208,14 @@ class _Source:
         captions = [[text for text in row[1] if text] for row in whole]
         bounds = np.cumsum([0, *map(len, captions)])
         texts = np.array([text for group in captions for text in group], dtype=_STRING)
-        self.captions = Captions(texts, bounds[:-1], bounds[1:])
+        self.captions = Groups(texts, bounds[:-1], bounds[1:])
         self.places = np.array([row[2] for row in whole], dtype=_PLACE)
         self.labels = np.array(labels, np.int64)[complete] if class_names else None
         self.paths, self.class_names, self.scenes = paths, tuple(class_names), scenes
+        self.class_ids = self.class_names
+        one = np.arange(len(whole) + 1)
+        self.positives = Groups(self.labels, one[:-1], one[1:]) if class_names else None
+        self.negatives: Groups | None = None
         self.drawn: dict[int, Tensor] = {}  # a scene is drawn once, not once per epoch
 
     def read(self, row: int) -> Tensor:
@@ -216,23 +235,23 @@ class _Source:
         return self.places["size"][rows].tobytes() + drawn
 
 
-def _read_toy(manifest: Manifest, split: Split, root: Path) -> _Source:
+def _read_toy(manifest: Manifest, split: Split, root: Path) -> Source:
     return _draw_toy(split.scenes, split.n, split.seed, manifest.image_size)
 
 
 @lru_cache(maxsize=8)  # the runs of a sweep share the scenes that they have drawn
-def _draw_toy(split: str, n: int, seed: int, image_size: int) -> _Source:
+def _draw_toy(split: str, n: int, seed: int, image_size: int) -> Source:
     scenes = ToyScenes(split, n, seed, image_size)
     rows = [(f"{split}-{i:06d}", scenes.captions(i), (i, 0, 0)) for i in range(n)]
     labels = [scenes.class_index(i) for i in range(n)]
-    return _Source(rows, (), scenes.class_names, labels, scenes)
+    return Source(rows, (), scenes.class_names, labels, scenes)
 
 
-def _read_shards(manifest: Manifest, split: Split, root: Path) -> _Source:
+def _read_shards(manifest: Manifest, split: Split, root: Path) -> Source:
     """Index tar shards, as img2dataset and webdataset write them, by one scan of their headers."""
     paths = [path for pattern in split.shards for path in find_files(root, pattern)]
     scans = (_scan(path, number, manifest.caption_field) for number, path in enumerate(paths))
-    return _Source([row for rows in scans for row in rows], paths)
+    return Source([row for rows in scans for row in rows], paths)
 
 
 def _scan(path: Path, number: int, caption_field: str | None) -> list[list]:
@@ -271,7 +290,7 @@ def _captions(text: str, caption_field: str | None, where: str) -> list[str]:
     return [str(item or "").strip() for item in (value if isinstance(value, list) else [value])]
 
 
-def _read_table(manifest: Manifest, split: Split, root: Path) -> _Source:
+def _read_table(manifest: Manifest, split: Split, root: Path) -> Source:
     image, caption = manifest.image_field, manifest.caption_field
     frame = _read_frame(root, split.table, (image, caption), split.where)
     frame = frame.explode(caption)  # Parquet may hold lists
@@ -280,7 +299,7 @@ def _read_table(manifest: Manifest, split: Split, root: Path) -> _Source:
     return _files(root / manifest.image_folder, groups, split.table)
 
 
-def _read_folder(manifest: Manifest, split: Split, root: Path) -> _Source:
+def _read_folder(manifest: Manifest, split: Split, root: Path) -> Source:
     folder = root / split.folder
     if split.labels is not None:
         frame = _read_frame(root, split.labels, ("file", "class_name"), split.where)
@@ -306,7 +325,7 @@ def _read_folder(manifest: Manifest, split: Split, root: Path) -> _Source:
     return _files(folder, captions, split.labels or split.folder, names, labels)
 
 
-def _files(folder: Path, captions: dict, origin: str, class_names=(), labels=()) -> _Source:
+def _files(folder: Path, captions: dict, origin: str, class_names=(), labels=()) -> Source:
     """Make loose image files a source; all of them must exist."""
     paths = [folder / name for name in captions]
     if missing := [path for path in paths if not path.is_file()]:
@@ -316,7 +335,7 @@ def _files(folder: Path, captions: dict, origin: str, class_names=(), labels=())
         )
     places = [(number, 0, path.stat().st_size) for number, path in enumerate(paths)]
     rows = list(zip(captions, captions.values(), places, strict=True))
-    return _Source(rows, paths, class_names, labels)
+    return Source(rows, paths, class_names, labels)
 
 
 def _read_frame(root: Path, table: str, columns: Sequence[str], where: dict[str, str]):

@@ -104,9 +104,22 @@ def iterate_batches(
     count = n_batches(len(pairs), batch_size, drop_last, world_size)
     order = epoch_order(len(pairs), seed, epoch) if shuffle else np.arange(len(pairs))
     starts = [(batch * world_size + rank) * batch_size for batch in range(start_batch, count)]
+    chosen = [order[start : start + batch_size] for start in starts]
+    return read_batches(pairs, chosen, transform, workers, seed, epoch)
+
+
+def read_batches(
+    pairs: Sequence,
+    batches: Sequence[np.ndarray],
+    transform: Callable[[Tensor], Tensor],
+    workers: int = 0,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[Batch]:
+    """Read batches of pairs, each given as an array of positions; see :func:`iterate_batches`."""
     loader = DataLoader(
         _BatchReader(pairs, transform, seed, epoch),
-        sampler=[order[start : start + batch_size] for start in starts],
+        sampler=batches,
         batch_size=None,  # the sampler's items are whole batches
         collate_fn=_as_it_is,
         num_workers=workers,

@@ -79,11 +79,27 @@ def rank_classes(image_embeddings: Tensor, bank: ClassBank, k: int) -> tuple[Ten
     Returns similarities and class numbers, both (N, k), best first. Among equal scores the
     lowest class number comes first. A ValueError refuses k outside 1..C, NaN and infinity.
     """
+    return rank_and_total(image_embeddings, bank, k)[:2]
+
+
+def rank_and_total(
+    image_embeddings: Tensor, bank: ClassBank, k: int, logit_scale: Any = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rank like :func:`rank_classes`; in the same pass find what turns scores into probabilities.
+
+    The third answer, (N,), is the logarithm of the softmax's denominator over all C classes:
+    ``exp(logit_scale * scores - totals[:, None])`` are probabilities. None without a scale.
+    """
     if not 1 <= k <= len(bank.class_names):
         raise ValueError(f"k={k} must be between 1 and the {len(bank.class_names)} classes")
-    blocks = similarity_blocks(image_embeddings, bank.embeddings)
-    scores, indices = zip(*(_top_k(block, k) for _, block in blocks), strict=True)
-    return torch.cat(scores), torch.cat(indices)
+    scores, indices, totals = [], [], []
+    for _, block in similarity_blocks(image_embeddings, bank.embeddings):
+        best = _top_k(block, k)
+        scores.append(best[0])
+        indices.append(best[1])
+        if logit_scale is not None:  # in place: the block is not needed again
+            totals.append(block.mul_(torch.as_tensor(logit_scale).detach().to(block)).logsumexp(1))
+    return torch.cat(scores), torch.cat(indices), torch.cat(totals) if totals else None
 
 
 def class_probabilities(
@@ -103,14 +119,21 @@ def class_probabilities(
 def similarity_blocks(
     queries: Tensor, candidates: Tensor, max_scores: int = 2**22
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (start, float32 scores of a few queries against all candidates), in row order."""
+    """Yield (start, float32 scores of a few queries against all candidates), in row order.
+
+    Every block is written over the one before: memory that is asked for anew each time would
+    cost as much again as the product.
+    """
     queries = queries.detach().float()
     columns = candidates.detach().to(queries).T
-    if not (queries.isfinite().all() and columns.isfinite().all()):
+    # a sum is finite if all its terms are, and needs no memory
+    if not (queries.sum().isfinite() and columns.sum().isfinite()):
         raise ValueError("embeddings contain NaN or infinity")
     step = max(1, max_scores // columns.shape[1])
+    scores = queries.new_empty(min(step, len(queries)), columns.shape[1])
     for start in range(0, max(1, len(queries)), step):
-        yield start, queries[start : start + step] @ columns
+        rows = queries[start : start + step]
+        yield start, torch.mm(rows, columns, out=scores[: len(rows)])
 
 
 def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
