@@ -105,6 +105,15 @@ def describe_captions(captions: Iterable[Sequence[str]]) -> CaptionFacts:
     return CaptionFacts(np.array(per_image), np.array(lengths), vocabulary, repeated)
 
 
+def plurals(name: Sequence[str]) -> set[tuple[str, ...]]:
+    """Give a class name, as words, in the singular, simple plurals and the possessive."""
+    if not name:
+        return set()
+    *head, last = name
+    forms = (last, f"{last}s", f"{last}es", f"{last}'s", re.sub("y$", "ies", last))
+    return {(*head, form) for form in forms}
+
+
 def count_mentions(captions: Iterable[Sequence[str]], class_names: Sequence[str]) -> dict[str, int]:
     """Count the captions that name each class: whole words, any case, also plural or possessive.
 
@@ -112,7 +121,7 @@ def count_mentions(captions: Iterable[Sequence[str]], class_names: Sequence[str]
     """
     classes_of = defaultdict(set)
     for name in class_names:
-        for form in _forms(words(name)):
+        for form in plurals(words(name)):
             classes_of[form].add(name)
     longest = max(map(len, classes_of), default=0)
     counts = dict.fromkeys(class_names, 0)
@@ -381,15 +390,6 @@ def compare_ledgers(a: Any, b: Any) -> dict[str, float]:
         "unchecked": int(same.isna().sum()),
         "jaccard": len(both) / union if union else 1.0,
     }
-
-
-def _forms(name: list[str]) -> set[tuple[str, ...]]:
-    """Give a class name, as words, in the singular, simple plurals and the possessive."""
-    if not name:
-        return set()
-    *head, last = name
-    forms = (last, f"{last}s", f"{last}es", f"{last}'s", re.sub("y$", "ies", last))
-    return {(*head, form) for form in forms}
 
 
 def _out_of_fold(

@@ -119,8 +119,13 @@ def portable(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is always whole: a temporary one is renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write JSON so that the file is always whole."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    temporary.write_text(text + "\n", "utf-8")
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that the file is always whole: a temporary one is renamed over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
     temporary.replace(path)

@@ -1,0 +1,461 @@
+"""Zero-shot evaluation in one pass over the images, for tens of thousands of classes.
+
+Dimensions: N = images, C = classes of a label space, U = names in its bank, K = names kept,
+D = embedding, M = true classes of all images. Memory is O(N K + U D): neither N x C scores nor
+images are kept. What has been ranked lies on disk in parts, so that a killed evaluation goes on.
+"""
+
+import csv
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from zslkit import dist
+from zslkit.encoders import DualEncoder, fingerprint
+from zslkit.labelspaces import POLICIES, AnswerKey, LabelSpace, seen_in
+from zslkit.metrics import estimate
+from zslkit.pairs import Groups, Pairs
+from zslkit.provenance import write_json
+from zslkit.sampling import check_broken, read_batches
+from zslkit.zeroshot import ClassBank, rank_and_total
+
+KS = (1, 2, 5, 10)
+
+
+class Ranking(NamedTuple):
+    """What one pass keeps of N readable images for one bank."""
+
+    indices: Tensor
+    """(N, K) rows of the bank, best first, int64."""
+    scores: Tensor
+    """(N, K) cosine similarities, float32."""
+    totals: Tensor
+    """(N,) logarithm of the softmax's denominator over all U names, at the learned scale."""
+    asked: Tensor
+    """(A,) similarities of the (image, name) pairs that were asked for, in their order."""
+
+
+class Asked(NamedTuple):
+    """(image, name) pairs whose similarity is wanted whatever its rank, sorted by image."""
+
+    images: np.ndarray
+    """(A,) int64, positions in the pairs."""
+    rows: np.ndarray
+    """(A,) int64, rows of the bank."""
+
+
+NOTHING = Asked(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+@torch.inference_mode()
+def rank_images(
+    model: DualEncoder,
+    pairs: Pairs,
+    banks: Mapping[str, ClassBank],
+    depths: Mapping[str, int],
+    folder: str | Path,
+    *,
+    asked: Mapping[str, Asked] | None = None,
+    batch_size: int = 256,
+    block_size: int = 4096,
+    workers: int = 0,
+    max_unreadable: float = 0.01,
+) -> tuple[np.ndarray, dict[str, Ranking]]:
+    """Read, embed and rank images once, against any number of banks.
+
+    Parts of ``block_size`` images are written to ``folder`` as they are done; called again with
+    the same arguments it goes on from there. Started by torchrun, each process takes every
+    world-size-th part; all must see the folder.
+
+    Parameters
+    ----------
+    depths : mapping of str to int
+        Names K to keep for each bank.
+    asked : mapping of str to Asked, optional
+        Similarities to keep besides.
+    max_unreadable : float
+        Share of unreadable images above which it stops.
+
+    Returns
+    -------
+    readable : ndarray of shape (N,), int64
+        Positions of the images that could be read.
+    rankings : dict of str to Ranking
+
+    Raises
+    ------
+    ValueError
+        If ``folder`` holds parts of another evaluation, or too many images are unreadable.
+    """
+    asked = {name: (asked or {}).get(name, NOTHING) for name in banks}
+    folder, device = Path(folder), next(model.parameters()).device
+    model.eval()
+    plan = {
+        "model": fingerprint(model),
+        "images": pairs.image_fingerprint,
+        "banks": {name: _hash(bank) for name, bank in banks.items()},
+        "kept": {name: [depths[name], _checksum(*asked[name])] for name in banks},
+        "block_size": block_size,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _agree(folder / "plan.json", plan)
+    blocks = np.split(np.arange(len(pairs)), range(block_size, len(pairs), block_size))
+    parts = [folder / f"part-{number:06d}.safetensors" for number in range(len(blocks))]
+    there = [banks[name]._replace(embeddings=banks[name].embeddings.to(device)) for name in banks]
+    todo = [
+        (part, block)
+        for part, block in [*zip(parts, blocks, strict=True)][dist.rank() :: dist.world_size()]
+        if not _is_sound(part)
+    ]
+    nothing = there[0].embeddings[:0]  # a part may hold no readable image at all
+    bar = tqdm(total=sum(len(block) for _, block in todo), desc="images", unit="image", delay=2)
+    with bar:
+        for part, batches in _embedded(model, pairs, todo, batch_size, workers):
+            rows, broken, embeddings = [], [], [nothing]
+            for batch, vectors in batches:
+                rows.append(batch.indices.numpy())
+                broken.extend(batch.broken)
+                embeddings.extend(vectors)
+                bar.update(len(batch.indices) + len(batch.broken))
+            rows, embeddings = np.concatenate(rows), torch.cat(embeddings)
+            found = {
+                name: Ranking(
+                    *rank_and_total(embeddings, bank, depths[name], model.logit_scale),
+                    _asked_here(asked[name], rows, embeddings, bank),
+                )
+                for name, bank in zip(banks, there, strict=True)
+            }
+            _write_part(part, rows, broken, found)
+    dist.smallest(0)  # wait until every process has written its parts
+    return _collect(parts, banks, depths, len(pairs), max_unreadable)
+
+
+class Question(NamedTuple):
+    """One label space asked with one set of templates."""
+
+    space: LabelSpace
+    bank: ClassBank
+    """(U, D); its names are ``AnswerKey(space).prompt_names``."""
+    matched: Sequence[tuple[int, ...]]
+    """For each class of the images its classes in ``space``; see :meth:`LabelSpace.match`."""
+
+
+def evaluate_stream(
+    model: DualEncoder,
+    pairs: Pairs,
+    questions: Mapping[str, Question],
+    output_dir: str | Path,
+    *,
+    ks: Sequence[int] = KS,
+    captions: Sequence[Sequence[str]] | None = None,
+    hierarchy: Any = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Evaluate a model on labelled images, for several label spaces and templates in one pass.
+
+    Writes ``evaluation.json`` (what is returned) and, for each question, a table with the figures
+    of every class. Both depend on model, images and label spaces only: not on when, in how
+    many goes or by how many processes they were made.
+
+    Parameters
+    ----------
+    pairs : Pairs
+        Labelled images.
+    captions : sequence of groups of str, optional
+        Training captions: figures for classes seen and unseen in them.
+    hierarchy : Hierarchy, optional
+        Of the ids of the label spaces: how far off errors are.
+    **options
+        For :func:`rank_images`.
+
+    Raises
+    ------
+    ValueError
+        If the images have no classes, none of their classes is in a label space, or a k is out
+        of question.
+    """
+    if pairs.positives is None:
+        raise ValueError(
+            f"{pairs.manifest.name!r}, split {pairs.split!r}: its images have no classes"
+        )
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks={tuple(ks)} must be numbers from 1 up")
+    keys = {space.checksum: AnswerKey(space) for space, *_ in questions.values()}
+    depths, truths, asked = {}, {}, {}
+    for name, question in questions.items():
+        key = keys[question.space.checksum]
+        if question.bank.class_names != key.prompt_names:
+            raise ValueError(f"{name}: the bank does not hold the {len(key.prompt_names)} names")
+        if max(ks) > len(question.space):
+            raise ValueError(f"ks={tuple(ks)}: {name} has {len(question.space)} classes")
+        depths[name] = key.depth(max(ks))
+        truths[name] = _spread(pairs.positives, question.matched)
+        if not len(truths[name][0]):
+            raise ValueError(f"{name}: no image shows a class of this label space")
+        asked[name] = _verified(pairs, question, key)
+    folder = Path(output_dir)
+    banks = {name: question.bank for name, question in questions.items()}
+    readable, rankings = rank_images(
+        model, pairs, banks, depths, folder / "parts", asked=asked, **options
+    )
+    results: dict[str, Any] = {
+        "images": {
+            "manifest": pairs.manifest.name,
+            "manifest_sha256": pairs.manifest.checksum,
+            "split": pairs.split,
+            "n": len(pairs),
+            "unreadable": np.delete(pairs.keys, readable).tolist(),
+        },
+        "model": fingerprint(model),
+        "questions": {},
+    }
+    for name, question in questions.items():
+        key, (owner, truth) = keys[question.space.checksum], truths[name]
+        # from positions in the pairs to positions among the readable images
+        known = np.isin(owner, readable)
+        owner, truth = np.searchsorted(readable, owner[known]), truth[known]
+        here = _Here(question, key, rankings[name], owner, truth)
+        facts = _describe(pairs, question, readable, owner)
+        facts["hits"] = _hits(here, ks)
+        if pairs.negatives is not None:
+            facts["mean average precision"] = _average_precision(here, asked[name], readable)
+        if captions is not None:
+            facts["seen in captions"] = _by_frequency(here, seen_in(question.space, captions))
+        if hierarchy is not None:
+            facts["hierarchy"] = _by_hierarchy(here, hierarchy, ks)
+        results["questions"][name] = facts
+        if dist.rank() == 0:
+            _write_classes(folder / f"{_file_name(name)}.csv", here, ks)
+    if dist.rank() == 0:
+        write_json(folder / "evaluation.json", results)
+    return results
+
+
+class _Here(NamedTuple):
+    """One question and what is known of its answers; images count among the readable ones."""
+
+    question: Question
+    key: AnswerKey
+    ranking: Ranking
+    owner: np.ndarray  # (M,)
+    truth: np.ndarray  # (M,)
+
+    @property
+    def asked_images(self) -> np.ndarray:
+        """Images with a true class in the label space, sorted."""
+        return np.unique(self.owner)
+
+    def places(self, policy: Any) -> np.ndarray:
+        """Find the place of the first right answer, for each of ``asked_images``."""
+        places = self.key.first_right(self.ranking.indices, self.owner, self.truth, policy)
+        return places[self.asked_images]
+
+
+def _describe(pairs: Pairs, question: Question, readable: np.ndarray, owner: np.ndarray) -> dict:
+    space = question.space
+    lost = [name for name, found in zip(pairs.class_names, question.matched, strict=True)
+            if not found]  # fmt: skip
+    return {
+        "label space": {"name": space.name, "sha256": space.checksum, "source": space.source},
+        "classes": len(space),
+        "names": len(question.bank.class_names),
+        "n": len(np.unique(owner)),
+        "left out": {"images": len(readable) - len(np.unique(owner)), "classes": lost},
+    }
+
+
+def _hits(here: _Here, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Give flat hit@k under each policy, with the chance level of guessing."""
+    hits: dict[str, dict[str, Any]] = {}
+    for policy in POLICIES:
+        places, n_answers = here.places(policy), here.key.n_answers(policy)
+        hits[policy] = {
+            f"hit@{k}": estimate(places < k, chance=min(1.0, k / n_answers)) for k in ks
+        }
+    return hits
+
+
+def _average_precision(here: _Here, asked: "_Verified", readable: np.ndarray) -> dict[str, Any]:
+    from zslkit.metrics import mean_average_precision
+
+    kept = np.isin(asked.images, readable)
+    scores = here.ranking.asked.numpy()
+    return mean_average_precision(asked.classes[kept], scores, asked.positive[kept])
+
+
+def _by_frequency(here: _Here, seen: np.ndarray) -> dict[str, Any]:
+    """Split hit@1 (strict) by how many training captions name the image's most named class."""
+    from zslkit.metrics import harmonic_mean, per_frequency
+
+    most = np.zeros(len(here.ranking.indices), np.int64)
+    np.maximum.at(most, here.owner, seen[here.truth])
+    often, hits = most[here.asked_images], here.places("strict") < 1
+    split: dict[str, Any] = {"captions naming the class": per_frequency(hits, often)}
+    if (often > 0).any() and (often == 0).any():
+        split |= {"seen": estimate(hits[often > 0]), "unseen": estimate(hits[often == 0])}
+        split["harmonic mean"] = harmonic_mean(split["seen"]["value"], split["unseen"]["value"])
+    return split
+
+
+def _write_classes(path: Path, here: _Here, ks: Sequence[int]) -> None:
+    """Write hit@k of every class that occurs, under ``strict``."""
+    # one place for each (image, class), so that an image with two classes counts for both
+    pair = np.arange(len(here.owner))
+    places = here.key.first_right(here.ranking.indices[here.owner], pair, here.truth, "strict")
+    space, counts = here.question.space, np.bincount(here.truth, minlength=len(here.key.space))
+    rates = [np.bincount(here.truth, weights=places < k, minlength=len(space)) for k in ks]
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "class_name", "n", *(f"hit@{k}" for k in ks)])
+        for c in np.flatnonzero(counts):
+            shares = [round(rate[c] / counts[c], 6) for rate in rates]
+            writer.writerow([space.ids[c], space.class_names[c], counts[c], *shares])
+    temporary.replace(path)
+
+
+class _Verified(NamedTuple):
+    """Asked similarities of human-verified labels."""
+
+    images: np.ndarray  # (A,)
+    rows: np.ndarray  # (A,)
+    classes: np.ndarray  # (A,) in the label space
+    positive: np.ndarray  # (A,) bool
+
+
+def _verified(pairs: Pairs, question: Question, key: AnswerKey) -> _Verified:
+    if pairs.negatives is None:
+        return _Verified(*NOTHING, NOTHING.rows, np.empty(0, bool))
+    sides = [_spread(side, question.matched) for side in (pairs.positives, pairs.negatives)]
+    images, classes = (np.concatenate(both) for both in zip(*sides, strict=True))
+    positive = np.arange(len(images)) < len(sides[0][0])
+    order = np.argsort(images, kind="stable")
+    classes = classes[order]
+    return _Verified(images[order], key.row_of[classes], classes, positive[order])
+
+
+def _spread(labels: Groups, matched: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """Spell out labels of images as (image, class of the label space), both (M,), sorted."""
+    images, classes = labels.spread()
+    sizes = np.array([len(found) for found in matched])
+    bounds = np.cumsum(sizes) - sizes
+    values = np.array([c for found in matched for c in found], np.int64)
+    stops = bounds[classes] + sizes[classes]
+    which, truth = Groups(values, bounds[classes], stops).spread()
+    # two classes of an image may be one here
+    return tuple(np.unique(np.stack([images[which], truth]), axis=1))
+
+
+def _embedded(
+    model: DualEncoder, pairs: Pairs, todo: Sequence[tuple], batch_size: int, workers: int
+) -> Iterator[tuple[Path, Iterator[tuple]]]:
+    """Read and embed blocks of images in one stream, so that readers never wait for a block."""
+    device = next(model.parameters()).device
+    batches = [
+        [block[start : start + batch_size] for start in range(0, len(block), batch_size)]
+        for _, block in todo
+    ]
+    every = [rows for block in batches for rows in block]
+    stream = read_batches(pairs, every, model.image_transform(train=False), workers)
+
+    def take(n: int) -> Iterator[tuple]:
+        for batch in itertools.islice(stream, n):
+            pixels = batch.pixels.to(device)
+            yield batch, [model.encode_image(pixels)] if len(batch.indices) else []
+
+    for (part, _), block in zip(todo, batches, strict=True):
+        yield part, take(len(block))
+
+
+def _asked_here(asked: Any, rows: np.ndarray, embeddings: Tensor, bank: ClassBank) -> Tensor:
+    """Give the asked similarities of the images ``rows``, of which ``embeddings`` are."""
+    low, high = np.searchsorted(asked.images, [rows[0], rows[-1] + 1])
+    images, names = asked.images[low:high], asked.rows[low:high]
+    place = np.searchsorted(rows, images)
+    here = rows[place] == images
+    return (embeddings[place[here]] * bank.embeddings[names[here]]).sum(dim=1)
+
+
+def _write_part(
+    path: Path, rows: np.ndarray, broken: list[str], found: Mapping[str, Ranking]
+) -> None:
+    tensors = {"rows": torch.from_numpy(rows)}
+    for name, ranking in found.items():
+        for field, values in ranking._asdict().items():
+            # class numbers in half of the space on disk
+            tensors[f"{name}|{field}"] = (values.int() if field == "indices" else values).cpu()
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(tensors, temporary, {"broken": json.dumps(broken)})
+    temporary.replace(path)  # whole or not there
+
+
+def _collect(
+    parts: Sequence[Path],
+    banks: Mapping[str, ClassBank],
+    depths: Mapping[str, int],
+    n_images: int,
+    max_unreadable: float,
+) -> tuple[np.ndarray, dict[str, Ranking]]:
+    loaded, broken = [], []
+    for part in parts:
+        loaded.append(load_file(part))
+        with safe_open(part, "pt") as file:
+            broken.extend(json.loads(file.metadata()["broken"]))
+    check_broken(broken, n_images, max_unreadable)
+    rows = torch.cat([part["rows"] for part in loaded]).numpy()
+    rankings = {
+        name: Ranking(
+            *(torch.cat([part[f"{name}|{field}"] for part in loaded]) for field in Ranking._fields)
+        )
+        for name in banks
+    }
+    return rows, {name: r._replace(indices=r.indices.long()) for name, r in rankings.items()}
+
+
+def _agree(path: Path, plan: Mapping[str, Any]) -> None:
+    """Write the plan of an evaluation, or make sure that the one there is the same."""
+    if path.is_file():
+        there = json.loads(path.read_text("utf-8"))
+        if different := [field for field in plan if there.get(field) != plan[field]]:
+            raise ValueError(
+                f"{path.parent} holds parts of another evaluation ({', '.join(different)} differ); "
+                "give another output_dir, or remove that folder"
+            )
+    elif dist.rank() == 0:
+        write_json(path, plan)
+
+
+def _is_sound(part: Path) -> bool:
+    """Tell whether a part is there and whole; one that is not is made again."""
+    try:
+        with safe_open(part, "pt") as file:
+            return "broken" in file.metadata()
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
+def _hash(bank: ClassBank) -> str:
+    names = hashlib.sha256("\n".join(bank.class_names).encode()).hexdigest()
+    return f"{names} {_checksum(bank.embeddings.cpu().numpy())}"
+
+
+def _checksum(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _file_name(question: str) -> str:
+    return "".join(c if c.isalnum() or c in "+-_" else "_" for c in question)
