@@ -191,6 +191,17 @@ def from_names(name: str, names: Iterable[str | Sequence[str]], source: str) -> 
     return LabelSpace(name, ids, lists, ("",) * len(lists), source)
 
 
+def own_label_space(pairs: Any) -> LabelSpace:
+    """Make the label space of a labelled set's own classes; a ValueError refuses unlabelled ones."""
+    if pairs.positives is None:
+        raise ValueError(
+            f"{pairs.manifest.name!r}, split {pairs.split!r}: its images have no classes"
+        )
+    names = tuple((name,) for name in pairs.class_names)
+    source = f"classes of manifest {pairs.manifest.name}"
+    return LabelSpace(pairs.manifest.name, pairs.class_ids, names, ("",) * len(names), source)
+
+
 def normal_form(name: str) -> str:
     """Write a name without case, hyphens and signs, in which duplicates become equal."""
     return " ".join(words(name)) or name.casefold()

@@ -7,6 +7,7 @@ images are kept. What has been ranked lies on disk in parts, so that a killed ev
 
 import csv
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -26,9 +27,9 @@ from zslkit.encoders import DualEncoder, fingerprint
 from zslkit.labelspaces import POLICIES, AnswerKey, LabelSpace, seen_in
 from zslkit.metrics import estimate
 from zslkit.pairs import Groups, Pairs
-from zslkit.provenance import write_json
+from zslkit.provenance import write_json, write_text
 from zslkit.sampling import check_broken, read_batches
-from zslkit.zeroshot import ClassBank, rank_and_total
+from zslkit.zeroshot import ClassBank, build_class_bank, rank_and_total
 
 KS = (1, 2, 5, 10)
 
@@ -36,10 +37,10 @@ KS = (1, 2, 5, 10)
 class Ranking(NamedTuple):
     """What one pass keeps of N readable images for one bank."""
 
-    indices: Tensor
-    """(N, K) rows of the bank, best first, int64."""
     scores: Tensor
-    """(N, K) cosine similarities, float32."""
+    """(N, K) cosine similarities, float32, best first."""
+    indices: Tensor
+    """(N, K) rows of the bank, int64."""
     totals: Tensor
     """(N,) logarithm of the softmax's denominator over all U names, at the learned scale."""
     asked: Tensor
@@ -149,6 +150,28 @@ class Question(NamedTuple):
     """(U, D); its names are ``AnswerKey(space).prompt_names``."""
     matched: Sequence[tuple[int, ...]]
     """For each class of the images its classes in ``space``; see :meth:`LabelSpace.match`."""
+
+
+def pose(
+    model: DualEncoder,
+    pairs: Pairs,
+    spaces: Sequence[LabelSpace],
+    templates: Mapping[str, str | Sequence[str]],
+    mapping: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Question]:
+    """Build the banks of every label space under every set of templates, named "SPACE / SET".
+
+    ``mapping`` says by hand which classes of a label space the set's classes are; see
+    :meth:`LabelSpace.match`.
+    """
+    questions = {}
+    for space in spaces:
+        names = AnswerKey(space).prompt_names
+        matched = space.match(pairs.class_ids, pairs.class_names, mapping)
+        for name, texts in templates.items():
+            bank = build_class_bank(model, names, texts)
+            questions[f"{space.name} / {name}"] = Question(space, bank, matched)
+    return questions
 
 
 def evaluate_stream(
@@ -315,14 +338,12 @@ def _write_classes(path: Path, here: _Here, ks: Sequence[int]) -> None:
     places = here.key.first_right(here.ranking.indices[here.owner], pair, here.truth, "strict")
     space, counts = here.question.space, np.bincount(here.truth, minlength=len(here.key.space))
     rates = [np.bincount(here.truth, weights=places < k, minlength=len(space)) for k in ks]
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "class_name", "n", *(f"hit@{k}" for k in ks)])
-        for c in np.flatnonzero(counts):
-            shares = [round(rate[c] / counts[c], 6) for rate in rates]
-            writer.writerow([space.ids[c], space.class_names[c], counts[c], *shares])
-    temporary.replace(path)
+    writer = csv.writer(table := io.StringIO(), lineterminator="\n")
+    writer.writerow(["id", "class_name", "n", *(f"hit@{k}" for k in ks)])
+    for c in np.flatnonzero(counts):
+        shares = [round(rate[c] / counts[c], 6) for rate in rates]
+        writer.writerow([space.ids[c], space.class_names[c], counts[c], *shares])
+    write_text(path, table.getvalue())
 
 
 class _Verified(NamedTuple):

@@ -1,0 +1,205 @@
+"""One pass over the images: the same figures as all scores at once, whatever interrupts it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from zslkit import streaming
+from zslkit.config import RunConfig
+from zslkit.encoders import build_dual_encoder
+from zslkit.evaluation import embed_images, rank_labelled_images, zeroshot_metrics
+from zslkit.labelspaces import POLICIES, AnswerKey, LabelSpace, from_names, own_label_space
+from zslkit.pairs import Groups, open_pairs
+from zslkit.streaming import Asked, evaluate_stream, pose, rank_images
+from zslkit.zeroshot import build_class_bank
+
+SMALL = {"batch_size": 3, "block_size": 8}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_settings):
+    return RunConfig(**tiny_settings)
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    torch.manual_seed(0)
+    return build_dual_encoder(config).eval()
+
+
+@pytest.fixture
+def pairs(config):
+    return open_pairs(config.manifest, "test")
+
+
+@pytest.fixture
+def large(pairs):
+    """The classes of the pairs among others, two of which have the name of one."""
+    names = [*pairs.class_names, *(f"thing {i}" for i in range(40))]
+    ids = [*pairs.class_names, *(f"t{i}" for i in range(40)), "again"]
+    names = [(name,) for name in [*names, pairs.class_names[3]]]
+    return LabelSpace("large", tuple(ids), tuple(names), ("",) * len(ids), "test")
+
+
+def test_figures_are_those_of_all_scores_at_once(model, config, pairs, tmp_path):
+    questions = pose(model, pairs, [own_label_space(pairs)], {"simple": "simple"})
+    (facts,) = evaluate_stream(model, pairs, questions, tmp_path, **SMALL)["questions"].values()
+    expected = zeroshot_metrics(rank_labelled_images(model, config, split="test"))
+    for policy in POLICIES:
+        for name, value in expected.items():
+            assert facts["hits"][policy][name] == pytest.approx(value)
+    assert facts["n"] == len(pairs) == 32
+    assert facts["left out"] == {"images": 0, "classes": []}
+    assert facts["label space"]["sha256"] == own_label_space(pairs).checksum
+
+
+def test_ranks_scores_and_probabilities_are_those_of_the_whole_matrix(
+    model, config, pairs, tmp_path
+):
+    bank = build_class_bank(model, pairs.class_names, "simple")
+    asked = Asked(np.array([0, 0, 9, 31]), np.array([2, 1, 0, 5]))
+    readable, rankings = rank_images(
+        model, pairs, {"x": bank}, {"x": 7}, tmp_path, asked={"x": asked}, **SMALL
+    )
+    images, _ = embed_images(model, pairs, config)
+    scores = images @ bank.embeddings.T
+    found = rankings["x"]
+    assert readable.tolist() == list(range(32))
+    torch.testing.assert_close(found.scores, scores.topk(7).values)
+    torch.testing.assert_close(scores.gather(1, found.indices), found.scores)
+    torch.testing.assert_close(found.totals, (model.logit_scale.detach() * scores).logsumexp(1))
+    torch.testing.assert_close(found.asked, scores[asked.images, asked.rows])
+
+
+def test_several_label_spaces_and_templates_take_one_pass(
+    model, pairs, large, tmp_path, monkeypatch
+):
+    read = []
+    plain = type(pairs).read_pixels
+    monkeypatch.setattr(
+        type(pairs), "read_pixels", lambda self, i: read.append(i) or plain(self, i)
+    )
+    spaces, sets = [own_label_space(pairs), large], {"none": "none", "mine": ["some {}"]}
+    questions = pose(model, pairs, spaces, sets)
+    found = evaluate_stream(model, pairs, questions, tmp_path, **SMALL)["questions"]
+    assert list(found) == ["tiny / none", "tiny / mine", "large / none", "large / mine"]
+    assert sorted(read) == list(range(32))
+    chance = found["large / mine"]["hits"]["strict"]["hit@1"]["chance"]
+    assert chance == 1 / (len(pairs.class_names) + 41)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["questions"] == found
+
+
+def test_policies_differ_where_names_are_shared(model, pairs, large, tmp_path):
+    label = int(pairs.labels[0])
+    ids = list(large.ids)
+    names = [("same",) if i in (label, label + 1) else group for i, group in enumerate(large.names)]
+    space = LabelSpace("twins", tuple(ids), tuple(names), ("",) * len(ids), "test")
+    questions = pose(model, pairs, [space], {"none": "none"})
+    (facts,) = evaluate_stream(model, pairs, questions, tmp_path, **SMALL)["questions"].values()
+    hits = [facts["hits"][policy]["hit@10"]["value"] for policy in POLICIES]
+    assert hits[0] <= hits[1] == hits[2]
+    assert facts["classes"] == facts["names"] + 2
+
+
+def test_every_class_has_its_row(model, pairs, tmp_path):
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    facts = evaluate_stream(model, pairs, questions, tmp_path, **SMALL)["questions"]
+    with (tmp_path / "tiny___none.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"]: int(row["n"]) for row in rows} == {
+        pairs.class_names[c]: n for c, n in enumerate(np.bincount(pairs.labels)) if n
+    }
+    mean = sum(int(row["n"]) * float(row["hit@5"]) for row in rows) / 32
+    assert facts["tiny / none"]["hits"]["strict"]["hit@5"]["value"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_classes_that_a_space_lacks_are_left_out_and_named(model, pairs, tmp_path):
+    present = np.unique(pairs.labels)
+    space = from_names("part", [pairs.class_names[c] for c in present[1:]], "test")
+    questions = pose(model, pairs, [space], {"none": "none"})
+    (facts,) = evaluate_stream(
+        model, pairs, questions, tmp_path, ks=[1], **SMALL
+    )["questions"].values()  # fmt: skip
+    lost = int((pairs.labels == present[0]).sum())
+    assert facts["left out"]["images"] == lost
+    assert pairs.class_names[present[0]] in facts["left out"]["classes"]
+    assert facts["n"] == facts["hits"]["strict"]["hit@1"]["n"] == 32 - lost
+
+
+def test_unreadable_images_are_named_and_not_counted(model, pairs, tmp_path, monkeypatch):
+    from zslkit.images import BrokenImageError
+
+    plain = type(pairs).read_pixels
+
+    def read(self, i):
+        if i in (0, 1, 2, 8):  # a whole batch among them
+            raise BrokenImageError("torn")
+        return plain(self, i)
+
+    monkeypatch.setattr(type(pairs), "read_pixels", read)
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    found = evaluate_stream(model, pairs, questions, tmp_path, max_unreadable=0.2, **SMALL)
+    assert found["images"]["unreadable"] == pairs.keys[[0, 1, 2, 8]].tolist()
+    assert found["questions"]["tiny / none"]["n"] == 28
+    with pytest.raises(ValueError, match=r"4 of 32 images are unreadable .* limit of 1.0%"):
+        evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
+
+
+def test_another_evaluation_in_the_same_folder_is_refused(model, pairs, large, tmp_path):
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
+    before = (tmp_path / "evaluation.json").read_bytes()
+    with pytest.raises(ValueError, match=r"parts of another evaluation \(banks, kept differ\)"):
+        other = pose(model, pairs, [large], {"none": "none"})
+        evaluate_stream(model, pairs, other, tmp_path, **SMALL)
+    assert (tmp_path / "evaluation.json").read_bytes() == before
+
+
+def test_a_part_that_is_torn_is_made_again(model, pairs, tmp_path):
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
+    before = (tmp_path / "evaluation.json").read_bytes()
+    part = tmp_path / "parts" / "part-000002.safetensors"
+    part.write_bytes(part.read_bytes()[:-10])
+    evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
+    assert (tmp_path / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("ks", "match"), [([], "numbers from 1 up"), ([0], "numbers from 1 up"), ([49], "48 classes")]
+)
+def test_ks_that_make_no_sense_are_refused(ks, match, model, pairs, tmp_path):
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    with pytest.raises(ValueError, match=match):
+        evaluate_stream(model, pairs, questions, tmp_path, ks=ks, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_space_without_any_of_the_classes_is_refused(model, pairs, tmp_path):
+    questions = pose(model, pairs, [from_names("x", list("abcdefghijk"), "test")], {"none": "none"})
+    with pytest.raises(ValueError, match="x / none: no image shows a class of this label space"):
+        evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
+
+
+def test_a_bank_of_other_names_is_refused(model, pairs, tmp_path):
+    (question,) = pose(model, pairs, [own_label_space(pairs)], {"none": "none"}).values()
+    wrong = question._replace(bank=build_class_bank(model, ["a", "b"], "none"))
+    with pytest.raises(ValueError, match="x: the bank does not hold the 48 names"):
+        evaluate_stream(model, pairs, {"x": wrong}, tmp_path, **SMALL)
+
+
+def test_images_without_classes_are_refused(model, pairs, tmp_path):
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    pairs.positives = None
+    with pytest.raises(ValueError, match="'tiny', split 'test': its images have no classes"):
+        evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="'tiny', split 'test': its images have no classes"):
+        own_label_space(pairs)
