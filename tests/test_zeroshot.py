@@ -6,15 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms import v2
 
 import zslkit.zeroshot
+from zslkit.prompts import class_prompts
 from zslkit.zeroshot import (
     TEMPLATES,
     ClassBank,
     ZeroShotClassifier,
     build_class_bank,
+    cached_class_bank,
     class_probabilities,
     rank_classes,
     similarity_blocks,
@@ -120,16 +123,121 @@ def test_template_sets_change_the_bank():
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        ([], ["{}"], "must not be empty"),
-        (["cat"], [], "must not be empty"),
-        (["cat"], ["a photo"], r"templates without \{\} .*'a photo'"),
-        (["cat"], "poetry", "no set of templates 'poetry'; known: none, simple, ensemble"),
+        ([], ["{}"], "class_names must not be empty"),
+        (["cat"], [], "templates must not be empty"),
         (["cat", "dog", "cat"], ["{}"], "1 class names occur more than once: cat. Merge"),
     ],
 )
 def test_wrong_names_and_templates_are_refused(names, templates, message):
     with pytest.raises(ValueError, match=message):
         build_class_bank(ColourModel(), names, templates)
+
+
+def test_no_prompts_at_once_are_refused():
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        build_class_bank(ColourModel(), ["cat"], "simple", batch_size=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 256])
+def test_descriptions_give_each_class_its_own_number_of_prompts(batch_size):
+    class Lengths:
+        def encode_text(self, texts):
+            assert len(texts) <= batch_size
+            return torch.tensor([[len(text), 3.0, text.count("a")] for text in texts])
+
+    templates = ["a {}", "a {}, which is {description}"]
+    descriptions = {"cat": "a tame feline", "yak": ["an ox", "hairy", "large and calm"]}
+    bank = build_class_bank(Lengths(), ["cat", "eel", "yak"], templates, batch_size, descriptions)
+    prompts = [
+        ["a cat", "a cat, which is a tame feline"],
+        ["a eel"],
+        ["a yak", *(f"a yak, which is {text}" for text in descriptions["yak"])],
+    ]
+    for row, texts in zip(bank.embeddings.tolist(), prompts, strict=True):
+        raw = torch.tensor([[len(t), 3.0, t.count("a")] for t in texts]).tolist()
+        assert row == pytest.approx(written_out(raw), rel=1e-5)
+
+
+def test_prompts_are_never_all_held(monkeypatch):
+    held, seen = [], iter(range(10**6))
+
+    def counting(*given):
+        for number, text in class_prompts(*given):
+            held.append(next(seen))
+            yield number, text
+
+    class Few(ColourModel):
+        def encode_text(self, texts):
+            assert len(held) <= len(texts)
+            held.clear()
+            return super().encode_text(texts)
+
+    monkeypatch.setattr(zslkit.zeroshot, "class_prompts", counting)
+    build_class_bank(Few(), [f"thing {i}" for i in range(30)], "clip80", batch_size=64)
+    assert next(seen) == 30 * 80
+
+
+class Towers(ColourModel):
+    """What a bank's key looks at, and whether the model is asked at all."""
+
+    def __init__(self, weight=1.0, may_run=True):
+        super().__init__()
+        self.eval()
+        self.text_tower, self.text_projection = nn.Linear(2, 2), nn.Linear(2, 2)
+        for part in (self.text_tower, self.text_projection):
+            nn.init.constant_(part.weight, 1.0)
+            nn.init.zeros_(part.bias)
+        nn.init.constant_(self.text_projection.weight, weight)
+        self.may_run = may_run
+
+    def encode_text(self, texts):
+        assert self.may_run, "the bank should have come from disk"
+        return super().encode_text(texts)
+
+
+def test_a_bank_on_disk_equals_one_that_is_built(tmp_path):
+    folder = tmp_path / "new" / "cache"
+    built = build_class_bank(Towers(), list(COLOURS), "ensemble")
+    first = cached_class_bank(Towers(), list(COLOURS), "ensemble", folder, batch_size=4)
+    again = cached_class_bank(Towers(may_run=False), tuple(COLOURS), TEMPLATES["ensemble"], folder)
+    assert torch.equal(first.embeddings, again.embeddings)
+    torch.testing.assert_close(first.embeddings, built.embeddings)
+    assert first.class_names == again.class_names == tuple(COLOURS)
+    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
+
+
+def test_a_banks_key_follows_weights_names_templates_and_descriptions(tmp_path):
+    names, lines = ["red", "blue"], ["a {}", "{description}"]
+    asked = [
+        (Towers(), names, "simple", None),
+        (Towers(weight=2.0), names, "simple", None),
+        (Towers(), names[::-1], "simple", None),
+        (Towers(), names, "ensemble", None),
+        (Towers(), names, lines, {"red": "as blood"}),
+        (Towers(), names, lines, {"red": "as roses"}),
+    ]
+    for model, classes, templates, descriptions in asked:
+        cached_class_bank(model, classes, templates, tmp_path, descriptions=descriptions)
+    assert len(list(tmp_path.iterdir())) == len(asked)
+    other = {"red": "as roses", "green": "no class of this bank"}
+    cached_class_bank(Towers(may_run=False), names, lines, tmp_path, descriptions=other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "unsigned"])
+def test_a_damaged_bank_is_built_again(tmp_path, damage):
+    whole = cached_class_bank(Towers(), list(COLOURS), "simple", tmp_path)
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    if damage == "unsigned":
+        save_file({"embeddings": whole.embeddings + 1}, path)
+    else:
+        last = bytes([data[-1] ^ 1])
+        broken = {"cut": data[:-4], "flipped": data[:-1] + last, "emptied": b""}
+        path.write_bytes(broken[damage])
+    with pytest.warns(UserWarning, match=f"{path.name}: damaged"):
+        again = cached_class_bank(Towers(), list(COLOURS), "simple", tmp_path)
+    assert torch.equal(whole.embeddings, again.embeddings)
+    assert path.read_bytes() == data
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 8])

@@ -46,7 +46,7 @@ class RunConfig(Strict):
     zeroshot_split: str = "test"
     """Split of zeroshot_manifest to evaluate on."""
     prompt_templates: str | tuple[str, ...] = "simple"
-    """A named set of templates (none, simple, ensemble) or a list of texts with {}."""
+    """A named set of templates (none, simple, ensemble, clip80) or a list of texts with {}."""
     caption_noise: float = Field(0.0, ge=0.0, le=1.0)
     """Share of training images whose captions are swapped among themselves, seeded."""
     max_pairs: int | None = Field(None, ge=1)
