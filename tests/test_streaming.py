@@ -203,3 +203,80 @@ def test_images_without_classes_are_refused(model, pairs, tmp_path):
         evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
     with pytest.raises(ValueError, match="'tiny', split 'test': its images have no classes"):
         own_label_space(pairs)
+
+
+def test_definitions_fill_prompts(model, pairs):
+    names = ("a",), ("b",), ("a",)
+    space = LabelSpace("x", ("1", "2", "3"), names, ("first", "", "third"), "test")
+    sets = {"said": ["{}", "{}: {description}"]}
+    (question,) = pose(model, pairs, [space], sets).values()
+    told = {"a": ("first", "third"), "b": ()}
+    expected = build_class_bank(model, ["a", "b"], sets["said"], descriptions=told)
+    assert torch.equal(question.bank.embeddings, expected.embeddings)
+
+
+KILLED = """
+import os, signal, sys
+from zslkit import __main__, streaming
+whole, count = streaming._write_part, int(sys.argv.pop(1))
+def write(*given):
+    global count
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    count -= 1
+    whole(*given)
+streaming._write_part = write
+streaming.rank_images.__wrapped__.__kwdefaults__.update(batch_size=3, block_size=8)
+__main__.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_settings, tmp_path_factory):
+    from zslkit.trainer import train
+
+    folder = tmp_path_factory.mktemp("run")
+    train(RunConfig(**tiny_settings, output_dir=str(folder)))
+    return folder
+
+
+def evaluate(run_dir, output_dir, parts_before_kill=-1, starter=()):
+    script = output_dir.parent / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, *starter, str(script), str(parts_before_kill), "evaluate"]
+    command += [str(run_dir), "--label-space", "own", "--label-space", "cifar10+"]
+    command[-1] = str(output_dir.parent / "more.txt")
+    command += ["--templates", "none", "--templates", "simple", "--output-dir", str(output_dir)]
+    names = own_label_space(open_pairs(RunConfig.model_validate_json(
+        (run_dir / "config.json").read_text()).manifest, "test")).class_names  # fmt: skip
+    (output_dir.parent / "more.txt").write_text("\n".join([*names, "gate", "mill"]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def results(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_killed_and_resumed_gives_the_same_files(run_dir, tmp_path):
+    whole = evaluate(run_dir, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    killed = evaluate(run_dir, tmp_path / "cut", parts_before_kill=2)
+    assert killed.returncode == -signal.SIGKILL
+    assert results(tmp_path / "cut") == {}
+    assert len(list((tmp_path / "cut" / "parts").glob("part-*"))) == 2
+    resumed = evaluate(run_dir, tmp_path / "cut", parts_before_kill=2)  # only two are left
+    assert resumed.returncode == 0, resumed.stderr
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert len(results(tmp_path / "whole")) == 5  # one page, and a table for each question
+    assert json.loads(resumed.stdout) == json.loads(whole.stdout)
+
+
+def test_two_processes_share_the_work(run_dir, tmp_path):
+    alone = evaluate(run_dir, tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # each may write two of the four parts
+    both = evaluate(run_dir, tmp_path / "both", parts_before_kill=2, starter=starter)
+    assert both.returncode == 0, both.stderr
+    assert results(tmp_path / "both") == results(tmp_path / "alone")

@@ -72,15 +72,42 @@ def evaluate(
     manifest: Annotated[Text, typer.Option(help="Labelled images to name.")] = None,
     split: Annotated[Text, typer.Option(help="Split of that manifest.")] = None,
     data_root: DataRoot = None,
+    label_space: Annotated[
+        Texts,
+        typer.Option(help="Rank these classes: own, imagenet21k+1k, FILE ...; may be given again."),
+    ] = None,
+    templates: Annotated[Texts, typer.Option(help="Set of prompts; may be given again.")] = None,
+    label_map: Annotated[Folder, typer.Option(help="JSON of class name to ids.")] = None,
+    output_dir: Annotated[Folder, typer.Option(help="Resumable; else RUN_DIR/evaluation.")] = None,
 ) -> None:
-    """Measure a trained run; without options on what it was configured for. Prints JSON."""
+    """Measure a trained run; without options on what it was configured for. Prints JSON.
+
+    With label spaces: in one pass over the images, under each set of prompts, resumable, with
+    several processes under torchrun.
+    """
     from zslkit.checkpoint import load_run
     from zslkit.evaluation import evaluate as measure
 
     run = load_run(run_dir)
     changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
     config = RunConfig.from_parameters(changes, base=run.config)
-    typer.echo(json.dumps(measure(run.model, config), indent=2))
+    if label_space is None:
+        if lost := [n for n, v in {"templates": templates, "label-map": label_map,
+                                   "output-dir": output_dir}.items() if v]:  # fmt: skip
+            raise ValueError(f"--{lost[0]} belongs to --label-space, which is not given")
+        typer.echo(json.dumps(measure(run.model, config), indent=2))
+        return
+    from zslkit import dist
+    from zslkit.streaming import evaluate_run
+
+    folder = output_dir or run_dir / "evaluation"
+    mapping = json.loads(label_map.read_text("utf-8")) if label_map else None
+    dist.start(next(run.model.parameters()).device)
+    named = {name: name for name in templates or ()} or {"run's own": config.prompt_templates}
+    found = evaluate_run(run.model, config, label_space, named, folder, mapping=mapping)
+    if dist.rank() == 0:
+        typer.echo(json.dumps(found, indent=2))
+        typer.echo(folder / "evaluation.json", err=True)
 
 
 @app.command()

@@ -74,6 +74,14 @@ class LabelSpace:
         return tuple(names[0] for names in self.names)
 
     @cached_property
+    def described(self) -> dict[str, tuple[str, ...]]:
+        """The definitions of all classes that have a first name, where there are any."""
+        found = defaultdict(list)
+        for name, definition in zip(self.class_names, self.definitions, strict=True):
+            found[name] += [definition] if definition else []
+        return {name: tuple(texts) for name, texts in found.items()}
+
+    @cached_property
     def checksum(self) -> str:
         """Sha256 of the classes in their order: ids, names and definitions, not the title."""
         text = json.dumps(self._classes(), ensure_ascii=False, separators=(",", ":"))

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zslkit import dist
+from zslkit.config import RunConfig
 from zslkit.encoders import DualEncoder, fingerprint
-from zslkit.labelspaces import POLICIES, AnswerKey, LabelSpace, seen_in
+from zslkit.labelspaces import (
+    POLICIES,
+    AnswerKey,
+    LabelSpace,
+    load_label_space,
+    own_label_space,
+    seen_in,
+)
 from zslkit.metrics import estimate
-from zslkit.pairs import Groups, Pairs
+from zslkit.pairs import Groups, Pairs, open_pairs
+from zslkit.prompts import find_templates
 from zslkit.provenance import write_json, write_text
 from zslkit.sampling import check_broken, read_batches
-from zslkit.zeroshot import ClassBank, build_class_bank, rank_and_total
+from zslkit.zeroshot import ClassBank, build_class_bank, cached_class_bank, rank_and_total
 
 KS = (1, 2, 5, 10)
 
@@ -158,18 +168,31 @@ def pose(
     spaces: Sequence[LabelSpace],
     templates: Mapping[str, str | Sequence[str]],
     mapping: Mapping[str, Sequence[str]] | None = None,
+    cache_dir: str | Path | None = None,
 ) -> dict[str, Question]:
     """Build the banks of every label space under every set of templates, named "SPACE / SET".
 
-    ``mapping`` says by hand which classes of a label space the set's classes are; see
-    :meth:`LabelSpace.match`.
+    Parameters
+    ----------
+    templates : mapping of str to str or sequence of str
+        As :func:`build_class_bank` takes them; ``{description}`` is filled with the label
+        space's definitions.
+    mapping : mapping, optional
+        Says by hand which classes of the label spaces the set's classes are; see
+        :meth:`LabelSpace.match`.
+    cache_dir : path, optional
+        Keeps the banks; see :func:`cached_class_bank`.
     """
+    build = (
+        build_class_bank if cache_dir is None else partial(cached_class_bank, cache_dir=cache_dir)
+    )
     questions = {}
     for space in spaces:
         names = AnswerKey(space).prompt_names
         matched = space.match(pairs.class_ids, pairs.class_names, mapping)
         for name, texts in templates.items():
-            bank = build_class_bank(model, names, texts)
+            asks = any("{description}" in text for text in find_templates(texts))
+            bank = build(model, names, texts, descriptions=space.described if asks else None)
             questions[f"{space.name} / {name}"] = Question(space, bank, matched)
     return questions
 
@@ -263,6 +286,43 @@ def evaluate_stream(
     if dist.rank() == 0:
         write_json(folder / "evaluation.json", results)
     return results
+
+
+def evaluate_run(
+    model: DualEncoder,
+    config: RunConfig,
+    spaces: Sequence[str | Path],
+    templates: Mapping[str, str | Sequence[str]],
+    output_dir: str | Path,
+    *,
+    mapping: Mapping[str, Sequence[str]] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Evaluate as :func:`evaluate_stream` does, on the labelled images that ``config`` names.
+
+    Parameters
+    ----------
+    spaces : sequence of str or Path
+        For :func:`load_label_space`; ``own`` is that of the images.
+    templates : mapping of str to str or sequence of str
+        For :func:`pose`, as is ``mapping``.
+    **options
+        For :func:`evaluate_stream`.
+
+    Raises
+    ------
+    ValueError
+        If ``config`` names no labelled images.
+    """
+    if config.zeroshot_manifest is None:
+        raise ValueError("zeroshot_manifest=None: give a labelled set")
+    pairs = open_pairs(config.zeroshot_manifest, config.zeroshot_split, data_root=config.data_root)
+    found = [
+        own_label_space(pairs) if space == "own" else load_label_space(space) for space in spaces
+    ]
+    questions = pose(model, pairs, found, templates, mapping, config.cache_dir)
+    options = {"workers": config.workers, "max_unreadable": config.max_unreadable, **options}
+    return evaluate_stream(model, pairs, questions, output_dir, **options)
 
 
 class _Here(NamedTuple):
