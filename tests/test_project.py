@@ -105,7 +105,7 @@ def test_torch_and_torchvision_are_pinned_as_one_pair(lock):
     assert set(tool["constraint-dependencies"]) == constraints
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-models.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-nodeps.lock"])
 def test_a_lock_names_no_index_and_hashes_everything(name):
     text = (ROOT / name).read_text()
     assert "://" not in text

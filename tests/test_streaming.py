@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from zslkit import streaming
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
 from zslkit.evaluation import embed_images, rank_labelled_images, zeroshot_metrics
-from zslkit.labelspaces import POLICIES, AnswerKey, LabelSpace, from_names, own_label_space
-from zslkit.pairs import Groups, open_pairs
+from zslkit.labelspaces import POLICIES, LabelSpace, from_names, own_label_space
+from zslkit.pairs import open_pairs
 from zslkit.streaming import Asked, evaluate_stream, pose, rank_images
 from zslkit.zeroshot import build_class_bank
 
@@ -157,8 +156,8 @@ def test_another_evaluation_in_the_same_folder_is_refused(model, pairs, large, t
     questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
     evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
     before = (tmp_path / "evaluation.json").read_bytes()
+    other = pose(model, pairs, [large], {"none": "none"})
     with pytest.raises(ValueError, match=r"parts of another evaluation \(banks, kept differ\)"):
-        other = pose(model, pairs, [large], {"none": "none"})
         evaluate_stream(model, pairs, other, tmp_path, **SMALL)
     assert (tmp_path / "evaluation.json").read_bytes() == before
 
