@@ -10,13 +10,17 @@ import torch.nn.functional as F
 
 from zslkit import metrics
 from zslkit.metrics import (
+    average_precision,
     bootstrap_interval,
     confusion_matrix,
     estimate,
     flat_hit_at_k,
+    harmonic_mean,
     hits_at_k,
+    mean_average_precision,
     paired_difference,
     per_class_hit,
+    per_frequency,
     reliability,
     retrieval_ranks,
     retrieval_recall,
@@ -251,3 +255,105 @@ def test_a_model_that_is_as_sure_as_right_is_calibrated():
 def test_confidences_are_probabilities_one_for_each_answer(confidences):
     with pytest.raises(ValueError, match=r"as many confidences in \[0, 1\] as answers"):
         reliability(confidences, [True, False])
+
+
+def verified_labels(n_labels, n_images=200, n_classes=30, seed=0):
+    """Images, classes and truths of distinct labels, one class in six without any positive."""
+    rng = np.random.default_rng(seed)
+    places = rng.choice(n_images * n_classes, n_labels, replace=False)
+    images, classes = np.divmod(places, n_classes)
+    return images, classes, (rng.random(n_labels) < 0.3) & (classes % 6 > 0)
+
+
+def test_average_precision_by_hand():
+    scores = [0.9, 0.8, 0.7, 0.6, 5.0, 1.0, 0.0]
+    truths = [True, False, True, False, False, True, False]
+    found = average_precision([0, 1, 2, 3, 0, 1, 2], [4, 4, 4, 4, 2, 2, 9], scores, truths)
+    assert found == {2: 1 / 2, 4: pytest.approx((1 + 2 / 3) / 2)}  # class 9 has no positive
+    value = mean_average_precision([0, 1, 2, 3, 0, 1, 2], [4, 4, 4, 4, 2, 2, 9], scores, truths)
+    assert value == pytest.approx((1 / 2 + 5 / 6) / 2)
+
+
+@pytest.mark.parametrize("scores", ["distinct", "tied", "infinite"])
+def test_average_precision_equals_that_of_scikit_learn(scores):
+    reference = pytest.importorskip("sklearn.metrics").average_precision_score
+    images, classes, truths = verified_labels(2500)
+    values = np.random.default_rng(1).normal(size=2500)
+    if scores == "tied":
+        values = values.round()
+    if scores == "infinite":
+        values[values < -1] = -9.0
+    # scikit-learn takes no infinity
+    given = np.where(values == -9.0, -math.inf, values)
+    found = average_precision(images, classes, given, truths)
+    expected = {
+        label: reference(truths[classes == label], values[classes == label])
+        for label in np.unique(classes[truths])
+    }
+    assert found == pytest.approx(expected)
+    assert 0 not in found
+    assert list(found) == sorted(found)
+
+
+def test_the_order_of_labels_does_not_matter_even_where_scores_are_equal():
+    labels = *verified_labels(900), np.random.default_rng(2).integers(0, 3, 900)
+    shuffled = np.random.default_rng(3).permutation(900)
+    (images, classes, truths, scores), again = labels, [part[shuffled] for part in labels]
+    assert average_precision(images, classes, scores, truths) == average_precision(
+        again[0], again[1], again[3], again[2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (([0, 1], [0, 0], [0.5], [True, False]), r"for each label, got .*\(1,\)"),
+        (([], [], [], []), "for each label"),
+        (([0, 1], [0, 0], [0.5, math.nan], [True, False]), "1 of 2 scores are NaN"),
+        (([3, 1, 3], [5, 5, 5], [1, 2, 3], [True] * 3), "image 3 is .* more than once for class 5"),
+        (([0, 1], [0, 1], [1, 2], [False, False]), "none of 2 labels is positive"),
+    ],
+)
+def test_wrong_labels_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        mean_average_precision(*labels)
+
+
+def test_hits_by_how_often_training_captions_named_the_class():
+    counts = [0, 9, 10, 99, 100, 5000, 7]
+    hits = [True, False, False, True, True, True, True]
+    found = per_frequency(hits, [0, 1, 2, 3, 4, 5, 1], counts)
+    means = {name: (group["value"], group["n"]) for name, group in found.items()}
+    assert means == {"0": (1.0, 1), "1–9": (0.5, 2), "10–99": (0.5, 2), "100+": (1.0, 2)}
+    assert found["1–9"] == estimate([False, True])
+    coarse = per_frequency(hits, [0, 1, 2, 3, 4, 5, 1], counts, edges=[3, 6000])
+    assert {name: group["n"] for name, group in coarse.items()} == {"0–2": 1, "3–5999": 6}
+    assert per_frequency(hits[:1], [1], counts, edges=[9]).keys() == {"9+"}
+    assert per_frequency(hits[:1], [0], counts, edges=[1, 2]).keys() == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([True], [0, 1], [5, 5]), r"as many hits as true classes, got \(1,\) and \(2,\)"),
+        (([True], [2], [5, 5]), "below 2, the number of training_counts"),
+        (([True], [-1], [5, 5]), "below 2"),
+        (([True], [0], [5, 5], (0, 10)), r"edges=\(0, 10\) must rise, from at least 1"),
+        (([True], [0], [5, 5], (10, 1)), r"edges=\(10, 1\) must rise"),
+    ],
+)
+def test_wrong_frequencies_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        per_frequency(*given)
+
+
+def test_harmonic_mean_by_hand():
+    assert harmonic_mean(0.6, 0.3) == pytest.approx(0.4)
+    assert harmonic_mean(0.6, 0.0) == harmonic_mean(0.0, 0.0) == 0.0
+    assert harmonic_mean(0.7, 0.7) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("pair", [(0.5, 50), (-0.1, 0.5), (math.nan, 0.5)])
+def test_percentages_have_no_harmonic_mean_here(pair):
+    with pytest.raises(ValueError, match=r"seen=.* and unseen=.* must be fractions in \[0, 1\]"):
+        harmonic_mean(*pair)

@@ -79,7 +79,7 @@ def describe_classes(
 
     References
     ----------
-    Menon and Vondrick (2022), arXiv:2210.07183, section 2.1 (the question); Pratt et al. (2022),
+    Menon and Vondrick (2022), arXiv:2210.07183, section 2 (the question); Pratt et al. (2022),
     arXiv:2209.03320, section 3 (several sampled answers).
     """
     if "{}" not in prompt or n < 1:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,121 @@ def reliability(confidences: Any, correct: Any, n_bins: int = 10) -> dict[str, A
     ]  # fmt: skip
     gaps = [bin["n"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins]
     return {"ece": sum(gaps) / len(correct), "bins": bins}
+
+
+def average_precision(
+    image_indices: Any, class_indices: Any, scores: Any, positives: Any
+) -> dict[int, float]:
+    """Give the average precision of each class over the images where it was verified.
+
+    Labels are sparse, as in Open Images: for most images nobody said whether a class is there,
+    and those count neither way. Images of equal score enter together, so their order does not
+    matter (as in scikit-learn); classes without any positive image are left out.
+
+    Parameters
+    ----------
+    image_indices, class_indices : L ints
+        What was verified: each pair of image and class once.
+    scores : L floats
+        Any that rise with the model's belief; compared within a class only.
+    positives : L bool
+        Whether the class is there.
+
+    Returns
+    -------
+    dict from class number to float
+        In order of the numbers: sum over thresholds of precision times the gain in recall.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ or are 0, a score is NaN, or a pair occurs twice.
+
+    References
+    ----------
+    Kuznetsova et al. (2020), "The Open Images Dataset V4", arXiv:1811.00982: what is verified,
+    and why the rest says nothing.
+    """
+    images, classes = np.asarray(image_indices, dtype=int), np.asarray(class_indices, dtype=int)
+    scores, positives = np.asarray(scores, dtype=float), np.asarray(positives, dtype=bool)
+    shapes = {images.shape, classes.shape, scores.shape, positives.shape}
+    if shapes != {(len(images),)} or not len(images):
+        raise ValueError(
+            "need an image, a class, a score and a truth for each label, got "
+            f"{images.shape}, {classes.shape}, {scores.shape} and {positives.shape}"
+        )
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are NaN")
+    order = np.lexsort((images, classes))
+    twice = (np.diff(images[order]) == 0) & (np.diff(classes[order]) == 0)
+    if twice.any():
+        image, label = images[order][1:][twice][0], classes[order][1:][twice][0]
+        raise ValueError(f"image {image} is verified more than once for class {label}")
+    order = np.lexsort((-scores, classes))
+    classes, scores = classes[order], scores[order]
+    found = np.concatenate([[0], np.cumsum(positives[order])])
+    new_class = np.append(True, classes[1:] != classes[:-1])
+    new_score = new_class | np.append(True, scores[1:] != scores[:-1])
+    # a class ends where the next begins, and so does a run of equal scores
+    starts, ends = np.flatnonzero(new_class), np.append(np.flatnonzero(new_score)[1:], len(scores))
+    owner = np.searchsorted(starts, ends) - 1
+    gains = np.diff(found[ends], prepend=0)
+    precision = (found[ends] - found[starts[owner]]) / (ends - starts[owner])
+    totals = np.bincount(owner, weights=gains)
+    sums = np.bincount(owner, weights=gains * precision)
+    rows = np.flatnonzero(totals)
+    names, values = classes[starts[rows]], sums[rows] / totals[rows]
+    return dict(zip(names.tolist(), values.tolist(), strict=True))
+
+
+def mean_average_precision(
+    image_indices: Any, class_indices: Any, scores: Any, positives: Any
+) -> float:
+    """Average :func:`average_precision` over the classes that have a positive image.
+
+    A ValueError refuses labels among which no class has any.
+    """
+    found = average_precision(image_indices, class_indices, scores, positives)
+    if not found:
+        raise ValueError(f"none of {len(scores)} labels is positive: no class has a precision")
+    return float(np.mean([*found.values()]))
+
+
+def per_frequency(
+    hits: Any, true_classes: Any, training_counts: Any, edges: Sequence[int] = (1, 10, 100)
+) -> dict[str, dict[str, float]]:
+    """Estimate the hit rate by how often a class's name occurred in the training captions.
+
+    ``hits`` (N,) bool; ``true_classes`` (N,) class numbers; ``training_counts`` (C,) captions;
+    ``edges`` begin a group each: "0", "1–9", "10–99" and "100+", of which those without images
+    are left out. A ValueError refuses unequal lengths, and edges that do not rise from 1.
+    """
+    hits, counts = np.asarray(hits), np.asarray(training_counts)
+    truth = np.asarray(true_classes, dtype=int)
+    if hits.shape != truth.shape or not np.isin(truth, np.arange(len(counts))).all():
+        raise ValueError(
+            f"need as many hits as true classes, got {hits.shape} and {truth.shape}, and classes "
+            f"below {len(counts)}, the number of training_counts"
+        )
+    if list(edges) != sorted({*edges}) or edges[0] < 1:
+        raise ValueError(f"edges={tuple(edges)} must rise, from at least 1")
+    names = [
+        f"{low}–{high - 1}" if high - low > 1 else f"{low}" for low, high in pairwise([0, *edges])
+    ]
+    groups = np.searchsorted(edges, counts[truth], side="right")
+    names.append(f"{edges[-1]}+")
+    return {names[group]: estimate(hits[groups == group]) for group in np.unique(groups)}
+
+
+def harmonic_mean(seen: float, unseen: float) -> float:
+    """Give H = 2 s u / (s + u) of generalised zero-shot learning; 0 if both are.
+
+    ``seen`` and ``unseen`` are mean per-class accuracies when all classes are candidates (Xian et
+    al. 2018, arXiv:1707.00600, the equation of H). A ValueError refuses those outside [0, 1].
+    """
+    if not (0 <= seen <= 1 and 0 <= unseen <= 1):
+        raise ValueError(f"seen={seen} and unseen={unseen} must be fractions in [0, 1]")
+    return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, image_of_text: Any) -> dict[str, np.ndarray]:
