@@ -30,6 +30,7 @@ TARGETS = [
 ]  # fmt: skip
 DOTS = {name: {"value": v, "low": v - 0.1, "high": v + 0.2} for name, v in (("a", 0.3), ("b", 0.5))}
 RELIABILITY = {"ece": 0.25, "bins": [{"confidence": 0.3, "accuracy": 0.5, "n": 4}]}
+ABSTENTION = ([0.25, 1.0], [0.0, 0.5], 0.375)
 PREDICTIONS = [[("cat", 0.9, 0.7), ("$dog$", 0.1, 0.3)]] * 3
 
 
@@ -45,6 +46,7 @@ def draw_all():
         "dots": plots.interval_dots({"0 %": DOTS, "50 %": {"b": DOTS["b"]}}, "recall@10"),
         "confusion": plots.confusion_heatmap([[3, 1], [0, 4]], ["$a$", "b" * 40]),
         "reliability": plots.reliability_diagram(RELIABILITY),
+        "abstention": plots.abstention_curve({"$a$": ABSTENTION, "b" * 90: ABSTENTION}),
     }
 
 
@@ -187,6 +189,17 @@ def test_reliability_diagram_draws_accuracy_over_confidence():
     assert axes.lines[1].get_xydata().tolist() == [[30, 50]]
     assert "25.0 points" in axes.lines[1].get_label()
     assert [bar.get_height() for bar in counts.patches] == [4]
+
+
+def test_abstention_curves_are_percentages_and_name_their_area():
+    axes = draw_all()["abstention"].axes[0]
+    first, second = axes.lines
+    assert first.get_xydata().tolist() == [[25, 0], [100, 50]]
+    assert first.get_drawstyle() == "steps-pre"
+    assert first.get_label() == r"\$a\$, area 0.375"
+    assert first.get_color() != second.get_color()
+    assert first.get_linestyle() != second.get_linestyle()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("images answered (%)", "wrong among them (%)")
 
 
 # maps

@@ -562,3 +562,26 @@ def rivals_curve(expected: Mapping[int, Mapping[str, float]], batch_size: int) -
     axes.legend(frameon=False, fontsize=8)
     _bare(axes)
     return figure
+
+
+def abstention_curve(curves: Mapping[str, tuple[Any, Any, float]]) -> Figure:
+    """Draw errors among the answers over the share of images answered, for up to four models.
+
+    Each curve is (coverage, risk, area) as :func:`zslkit.protocols.risk_coverage` gives them.
+    """
+    figure = _figure(WIDTH * 0.6, 3.6)
+    axes, lines = figure.subplots(), ("-", "--", "-.", ":")
+    styles = zip((BLUE, ORANGE, GREEN, "black"), lines, strict=True)
+    for (name, curve), (colour, line) in zip(curves.items(), styles, strict=False):
+        coverage, risk, area = curve
+        label = f"{_plain(name, 34)}, area {area:.3f}"
+        # a threshold answers all images of one confidence or none: steps, not slopes
+        axes.step(
+            100 * np.asarray(coverage), 100 * np.asarray(risk), where="pre", color=colour, ls=line,
+            label=label,
+        )  # fmt: skip
+    axes.set(xlabel="images answered (%)", ylabel="wrong among them (%)", xlim=(0, 100))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    _bare(axes)
+    return figure
