@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from zslkit.labelspaces import (
     normal_form,
     seen_in,
     shared_classes,
+    union,
 )
 
 ROWS = (  # id, names, definition
@@ -243,3 +245,18 @@ def test_classes_of_another_set_are_found_by_id_then_name_then_synonym(birds):
         birds.match(ids, names, {"egle": []})
     with pytest.raises(ValueError, match="mapping: 'eagle' → 'n9' is not in 'birds'"):
         birds.match(ids, names, {"eagle": ["n9"]})
+
+
+def test_a_union_keeps_every_class_once(birds):
+    both = union(birds, from_names("more", ["hen", "n2"], "test"))
+    assert both.ids == (*birds.ids, "hen")
+    assert both.names[1] == ("crane",)
+    assert both.name == "birds+more"
+
+
+def test_the_label_map_of_the_photos_fits_the_large_space(imagenet):
+    folder = Path(__file__).parents[1] / "data_manifests"
+    mapping = json.loads((folder / "label_maps" / "caltech20_imagenet.json").read_text())
+    matched = imagenet.match(list(mapping), list(mapping), mapping)
+    assert sum(map(bool, matched)) == 19
+    assert not matched[list(mapping).index("stop sign")]  # WordNet has no such thing

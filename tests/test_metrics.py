@@ -357,3 +357,13 @@ def test_harmonic_mean_by_hand():
 def test_percentages_have_no_harmonic_mean_here(pair):
     with pytest.raises(ValueError, match=r"seen=.* and unseen=.* must be fractions in \[0, 1\]"):
         harmonic_mean(*pair)
+
+
+def test_many_hits_have_the_interval_that_drawing_each_gives():
+    hits = np.random.default_rng(3).random(60_000) < 0.2
+    together = bootstrap_interval(hits)
+    each = bootstrap_interval(hits, groups=np.arange(len(hits)))
+    assert together == pytest.approx(each, abs=2e-4)
+    assert together != each
+    halves = bootstrap_interval(hits / 2)  # no counts: drawn each by each
+    assert halves == pytest.approx([value / 2 for value in each])

@@ -10,13 +10,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
 from zslkit.evaluation import embed_images, rank_labelled_images, zeroshot_metrics
 from zslkit.labelspaces import POLICIES, LabelSpace, from_names, own_label_space
-from zslkit.pairs import open_pairs
-from zslkit.streaming import Asked, evaluate_stream, pose, rank_images
+from zslkit.pairs import Groups, open_pairs
+from zslkit.streaming import Asked, evaluate_run, evaluate_stream, pose, rank_images
 from zslkit.zeroshot import build_class_bank
 
 SMALL = {"batch_size": 3, "block_size": 8}
@@ -279,3 +280,54 @@ def test_two_processes_share_the_work(run_dir, tmp_path):
     both = evaluate(run_dir, tmp_path / "both", parts_before_kill=2, starter=starter)
     assert both.returncode == 0, both.stderr
     assert results(tmp_path / "both") == results(tmp_path / "alone")
+
+
+def test_own_classes_are_found_among_others(model, config, pairs, tmp_path):
+    found = evaluate_run(model, config, ["own", "own+cifar10"], {"none": "none"}, tmp_path)
+    alone, among = found["questions"].values()
+    assert (alone["classes"], among["classes"]) == (48, 58)
+    assert among["label space"]["name"] == "tiny+cifar10"
+    assert alone["hits"]["strict"]["hit@1"]["value"] >= among["hits"]["strict"]["hit@1"]["value"]
+    none = config.model_copy(update={"zeroshot_manifest": None})
+    with pytest.raises(ValueError, match="zeroshot_manifest=None: give a labelled set"):
+        evaluate_run(model, none, ["own"], {"none": "none"}, tmp_path)
+
+
+def test_classes_seen_in_captions_are_told_from_unseen_ones(model, pairs, tmp_path):
+    names = pairs.class_names
+    often = [[f"a {names[c]}"] * n for c, n in zip(pairs.labels[:2], (1, 15), strict=True)]
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    found = evaluate_stream(model, pairs, questions, tmp_path, captions=often, **SMALL)
+    seen = found["questions"]["tiny / none"]["seen in captions"]
+    groups = seen["by captions that name the class"]
+    assert list(groups) == ["0", "1–9", "10–99"]
+    assert sum(group["n"] for group in groups.values()) == 32
+    assert seen["seen classes"]["n"] == 2
+    assert seen["unseen classes"]["n"] == len(np.unique(pairs.labels)) - 2
+    s, u = (seen[f"{side} classes"]["value"] for side in ("seen", "unseen"))
+    assert seen["harmonic mean"] == pytest.approx(2 * s * u / (s + u) if s + u else 0)
+
+
+def test_average_precision_counts_verified_labels_only(model, config, pairs, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = [rng.permutation(6)[:4] for _ in pairs]
+    ends = np.arange(1, 33) * 2
+    for side, part in (("positives", slice(0, 2)), ("negatives", slice(2, 4))):
+        values = np.concatenate([row[part] for row in labels])
+        setattr(pairs, side, Groups(values, ends - 2, ends))
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
+    (facts,) = evaluate_stream(model, pairs, questions, tmp_path, **SMALL)["questions"].values()
+    images, _ = embed_images(model, pairs, config)
+    scores = (images @ questions["tiny / none"].bank.embeddings.T).numpy()
+    expected = []
+    for c in range(6):
+        judged = [i for i, row in enumerate(labels) if c in row]
+        truth = [c in labels[i][:2] for i in judged]
+        expected.append(average_precision_score(truth, scores[judged, c]))
+    found = facts["mean average precision"]
+    assert found["value"] == pytest.approx(np.mean(expected))
+    assert (found["classes"], found["n"]) == (6, 128)
+    # an image is named right by either of its two classes
+    best = scores.argmax(axis=1)
+    either = np.mean([b in row[:2] for b, row in zip(best, labels, strict=True)])
+    assert facts["hits"]["strict"]["hit@1"]["value"] == pytest.approx(either)

@@ -74,7 +74,7 @@ def evaluate(
     data_root: DataRoot = None,
     label_space: Annotated[
         Texts,
-        typer.Option(help="Rank these classes: own, imagenet21k+1k, FILE ...; may be given again."),
+        typer.Option(help="Rank these classes: own, own+imagenet1k, FILE ...; may be given again."),
     ] = None,
     templates: Annotated[Texts, typer.Option(help="Set of prompts; may be given again.")] = None,
     label_map: Annotated[Folder, typer.Option(help="JSON of class name to ids.")] = None,

@@ -200,7 +200,7 @@ def from_names(name: str, names: Iterable[str | Sequence[str]], source: str) -> 
 
 
 def own_label_space(pairs: Any) -> LabelSpace:
-    """Make the label space of a labelled set's own classes; a ValueError refuses unlabelled ones."""
+    """Make the label space of a set's own classes; a ValueError refuses unlabelled sets."""
     if pairs.positives is None:
         raise ValueError(
             f"{pairs.manifest.name!r}, split {pairs.split!r}: its images have no classes"
@@ -208,6 +208,21 @@ def own_label_space(pairs: Any) -> LabelSpace:
     names = tuple((name,) for name in pairs.class_names)
     source = f"classes of manifest {pairs.manifest.name}"
     return LabelSpace(pairs.manifest.name, pairs.class_ids, names, ("",) * len(names), source)
+
+
+def union(a: LabelSpace, b: LabelSpace) -> LabelSpace:
+    """Put the classes of two label spaces together, those of the first before the others.
+
+    Of classes with one id the first counts.
+    """
+    new = [i for i, id in enumerate(b.ids) if id not in a._number_of]
+    both = (
+        field + tuple(other[i] for i in new)
+        for field, other in zip(
+            (a.ids, a.names, a.definitions), (b.ids, b.names, b.definitions), strict=True
+        )
+    )
+    return LabelSpace(f"{a.name}+{b.name}", *both, f"{a.source}; {b.source}")
 
 
 def normal_form(name: str) -> str:

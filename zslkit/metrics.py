@@ -15,6 +15,7 @@ from zslkit.zeroshot import similarity_blocks
 # Two-sided 95 % quantiles of Student's t for 1..10 degrees of freedom.
 _T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 _Z95 = 1.959964  # of the normal distribution
+_MANY = 50_000
 Truth = Sequence[int | Collection[int]]
 
 
@@ -249,19 +250,25 @@ def bootstrap_interval(
     """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13), seeded.
 
     Items that share an entry of ``groups`` (captions of one photo) are drawn together: they are
-    not independent. Where all items agree the interval has no width, however few they are.
+    not independent. Where all items agree the interval has no width, however few they are. Of
+    more than 50,000 items that are 0 or 1 only the sum is drawn, from its binomial distribution.
     """
     hits = np.asarray(per_item_hits, dtype=float)
     if hits.ndim != 1 or not len(hits) or not 0 < level < 1:
         raise ValueError(f"need items (n,) and 0 < level < 1, got {hits.shape} and {level}")
+    rng, means = np.random.default_rng(seed), []
+    quantiles = [(1 - level) / 2, (1 + level) / 2]
+    if groups is None and len(hits) > _MANY and np.isin(hits, (0, 1)).all():
+        drawn = rng.binomial(len(hits), hits.mean(), size=n_resamples)
+        low, high = np.quantile(drawn / len(hits), quantiles)
+        return float(low), float(high)
     members = np.unique(np.arange(len(hits)) if groups is None else groups, return_inverse=True)[1]
     totals, sizes = np.bincount(members, weights=hits), np.bincount(members)
-    rng, means = np.random.default_rng(seed), []
     step = max(1, 2**21 // len(sizes))  # resamples held in memory at once
     for start in range(0, n_resamples, step):
         drawn = rng.integers(len(sizes), size=(min(step, n_resamples - start), len(sizes)))
         means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(means), quantiles)
     return float(low), float(high)
 
 

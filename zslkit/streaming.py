@@ -33,8 +33,9 @@ from zslkit.labelspaces import (
     load_label_space,
     own_label_space,
     seen_in,
+    union,
 )
-from zslkit.metrics import estimate
+from zslkit.metrics import estimate, harmonic_mean, mean_average_precision, per_frequency
 from zslkit.pairs import Groups, Pairs, open_pairs
 from zslkit.prompts import find_templates
 from zslkit.provenance import write_json, write_text
@@ -303,7 +304,8 @@ def evaluate_run(
     Parameters
     ----------
     spaces : sequence of str or Path
-        For :func:`load_label_space`; ``own`` is that of the images.
+        For :func:`load_label_space`; ``own`` is that of the images, ``own+NAME`` another with
+        their classes in front of it.
     templates : mapping of str to str or sequence of str
         For :func:`pose`, as is ``mapping``.
     **options
@@ -317,12 +319,18 @@ def evaluate_run(
     if config.zeroshot_manifest is None:
         raise ValueError("zeroshot_manifest=None: give a labelled set")
     pairs = open_pairs(config.zeroshot_manifest, config.zeroshot_split, data_root=config.data_root)
-    found = [
-        own_label_space(pairs) if space == "own" else load_label_space(space) for space in spaces
-    ]
+    found = [_find_space(str(space), pairs) for space in spaces]
     questions = pose(model, pairs, found, templates, mapping, config.cache_dir)
     options = {"workers": config.workers, "max_unreadable": config.max_unreadable, **options}
     return evaluate_stream(model, pairs, questions, output_dir, **options)
+
+
+def _find_space(name: str, pairs: Pairs) -> LabelSpace:
+    if name == "own":
+        return own_label_space(pairs)
+    if name.startswith("own+"):
+        return union(own_label_space(pairs), load_label_space(name.removeprefix("own+")))
+    return load_label_space(name)
 
 
 class _Here(NamedTuple):
@@ -343,6 +351,13 @@ class _Here(NamedTuple):
         """Find the place of the first right answer, for each of ``asked_images``."""
         places = self.key.first_right(self.ranking.indices, self.owner, self.truth, policy)
         return places[self.asked_images]
+
+    @property
+    def places_of_classes(self) -> np.ndarray:
+        """Find the place, strictly, of each true class: an image with two counts for both."""
+        alone = np.arange(len(self.owner))
+        ranked = self.ranking.indices[self.owner]
+        return self.key.first_right(ranked, alone, self.truth, "strict")
 
 
 def _describe(pairs: Pairs, question: Question, readable: np.ndarray, owner: np.ndarray) -> dict:
@@ -370,33 +385,34 @@ def _hits(here: _Here, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
 
 
 def _average_precision(here: _Here, asked: "_Verified", readable: np.ndarray) -> dict[str, Any]:
-    from zslkit.metrics import mean_average_precision
-
+    """Average precision over human-verified labels, as Open Images counts."""
     kept = np.isin(asked.images, readable)
-    scores = here.ranking.asked.numpy()
-    return mean_average_precision(asked.classes[kept], scores, asked.positive[kept])
+    labels = asked.images[kept], asked.classes[kept], here.ranking.asked, asked.positive[kept]
+    classes = len(np.unique(labels[1][labels[3]]))
+    return {"value": mean_average_precision(*labels), "classes": classes, "n": int(kept.sum())}
 
 
 def _by_frequency(here: _Here, seen: np.ndarray) -> dict[str, Any]:
-    """Split hit@1 (strict) by how many training captions name the image's most named class."""
-    from zslkit.metrics import harmonic_mean, per_frequency
-
-    most = np.zeros(len(here.ranking.indices), np.int64)
-    np.maximum.at(most, here.owner, seen[here.truth])
-    often, hits = most[here.asked_images], here.places("strict") < 1
-    split: dict[str, Any] = {"captions naming the class": per_frequency(hits, often)}
-    if (often > 0).any() and (often == 0).any():
-        split |= {"seen": estimate(hits[often > 0]), "unseen": estimate(hits[often == 0])}
-        split["harmonic mean"] = harmonic_mean(split["seen"]["value"], split["unseen"]["value"])
-    return split
+    """Split hit@1 (strict) by how many training captions name the class."""
+    hits = here.places_of_classes < 1
+    found: dict[str, Any] = {
+        "by captions that name the class": per_frequency(hits, here.truth, seen)
+    }
+    counts = np.bincount(here.truth, minlength=len(seen))
+    rates = np.bincount(here.truth, weights=hits, minlength=len(seen)) / np.maximum(counts, 1)
+    for name, classes in {"seen": seen > 0, "unseen": seen == 0}.items():
+        if (these := classes & (counts > 0)).any():
+            found[f"{name} classes"] = estimate(rates[these])
+    if {"seen classes", "unseen classes"} <= found.keys():
+        sides = (found[f"{name} classes"]["value"] for name in ("seen", "unseen"))
+        found["harmonic mean"] = harmonic_mean(*sides)
+    return found
 
 
 def _write_classes(path: Path, here: _Here, ks: Sequence[int]) -> None:
     """Write hit@k of every class that occurs, under ``strict``."""
-    # one place for each (image, class), so that an image with two classes counts for both
-    pair = np.arange(len(here.owner))
-    places = here.key.first_right(here.ranking.indices[here.owner], pair, here.truth, "strict")
-    space, counts = here.question.space, np.bincount(here.truth, minlength=len(here.key.space))
+    space, places = here.question.space, here.places_of_classes
+    counts = np.bincount(here.truth, minlength=len(space))
     rates = [np.bincount(here.truth, weights=places < k, minlength=len(space)) for k in ks]
     writer = csv.writer(table := io.StringIO(), lineterminator="\n")
     writer.writerow(["id", "class_name", "n", *(f"hit@{k}" for k in ks)])
