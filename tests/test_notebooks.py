@@ -10,6 +10,7 @@ import papermill
 import pytest
 
 from zslkit.config import RunConfig
+from zslkit.prompts import TEMPLATES
 from zslkit.report import flat, load_results
 
 ROOT = Path(__file__).parents[1]
@@ -200,7 +201,7 @@ def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
     results = run("05_zero_shot_evaluation", tmp_path, run_dir=str(folder / "03_train"))
     assert_sound(results)
     assert results["metrics"]["zeroshot"] == training["metrics"]["zeroshot"]
-    assert len(results["metrics"]["templates"]) == 3
+    assert len(results["metrics"]["templates"]) == len(TEMPLATES)
     assert 0 <= results["metrics"]["calibration error"] <= 1
     per_class = results["metrics"]["per class hit@1"]
     assert all(0 <= rate <= 1 for rate in per_class.values())

@@ -63,7 +63,7 @@ def test_braces_in_names_and_descriptions_are_text():
         ("poetry", None, "templates='poetry': no such set of templates; known: none, simple"),
         ("clip8", None, "did you mean clip80"),
         ([], None, "templates must not be empty"),
-        (["{}", "a photo"], None, r"neither \{\} nor \{description\}: \['a photo'\]"),
+        (["{}", "a photo"], None, r"templates without \{\} or \{description\}: \['a photo'\]"),
         (["{}, {description}"], None, "descriptions give none for any of the 2 classes"),
         (["{}", "{description}"], {"dog": "tame"}, "give none for any of the 2"),
         ("simple", DEFINITIONS, r"no template has a place for \{description\}"),

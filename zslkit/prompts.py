@@ -36,7 +36,7 @@ def find_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     if not templates:
         raise ValueError("templates must not be empty")
     if wrong := [text for text in templates if not _PLACES.search(text)]:
-        raise ValueError(f"templates with neither {{}} nor {{description}}: {wrong}")
+        raise ValueError(f"templates without {{}} or {{description}}: {wrong}")
     return tuple(templates)
 
 
