@@ -149,28 +149,27 @@ def test_unreadable_images_are_named_and_not_counted(model, pairs, tmp_path, mon
     found = evaluate_stream(model, pairs, questions, tmp_path, max_unreadable=0.2, **SMALL)
     assert found["images"]["unreadable"] == pairs.keys[[0, 1, 2, 8]].tolist()
     assert found["questions"]["tiny / none"]["n"] == 28
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     with pytest.raises(ValueError, match=r"4 of 32 images are unreadable .* limit of 1.0%"):
         evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
 
 
-def test_another_evaluation_in_the_same_folder_is_refused(model, pairs, large, tmp_path):
-    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
-    evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
-    before = (tmp_path / "evaluation.json").read_bytes()
-    other = pose(model, pairs, [large], {"none": "none"})
-    with pytest.raises(ValueError, match=r"parts of another evaluation \(banks, kept differ\)"):
-        evaluate_stream(model, pairs, other, tmp_path, **SMALL)
-    assert (tmp_path / "evaluation.json").read_bytes() == before
+def test_another_evaluation_in_the_same_folder_is_refused(model, pairs, tmp_path):
+    bank = build_class_bank(model, pairs.class_names, "none")
+    rank_images(model, pairs, {"x": bank}, {"x": 2}, tmp_path, **SMALL)
+    before = results(tmp_path)
+    with pytest.raises(ValueError, match=r"holds parts of another evaluation \(kept differ\)"):
+        rank_images(model, pairs, {"x": bank}, {"x": 3}, tmp_path, **SMALL)
+    assert results(tmp_path) == before
 
 
 def test_a_part_that_is_torn_is_made_again(model, pairs, tmp_path):
-    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
-    evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
-    before = (tmp_path / "evaluation.json").read_bytes()
-    part = tmp_path / "parts" / "part-000002.safetensors"
+    bank = build_class_bank(model, pairs.class_names, "none")
+    _, whole = rank_images(model, pairs, {"x": bank}, {"x": 2}, tmp_path, **SMALL)
+    part = tmp_path / "part-000002.safetensors"
     part.write_bytes(part.read_bytes()[:-10])
-    evaluate_stream(model, pairs, questions, tmp_path, **SMALL)
-    assert (tmp_path / "evaluation.json").read_bytes() == before
+    _, again = rank_images(model, pairs, {"x": bank}, {"x": 2}, tmp_path, **SMALL)
+    assert all(map(torch.equal, again["x"], whole["x"]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -150,7 +151,9 @@ def rank_images(
             }
             _write_part(part, rows, broken, found)
     dist.smallest(0)  # wait until every process has written its parts
-    return _collect(parts, banks, depths, len(pairs), max_unreadable)
+    found = _collect(parts, banks, len(pairs), max_unreadable)
+    dist.smallest(0)  # ... and has read them
+    return found
 
 
 class Question(NamedTuple):
@@ -212,7 +215,7 @@ def evaluate_stream(
     """Evaluate a model on labelled images, for several label spaces and templates in one pass.
 
     Writes ``evaluation.json`` (what is returned) and, for each question, a table with the figures
-    of every class. Both depend on model, images and label spaces only: not on when, in how
+    of every class; the parts that :func:`rank_images` left are then removed. Both depend on model, images and label spaces only: not on when, in how
     many goes or by how many processes they were made.
 
     Parameters
@@ -286,6 +289,7 @@ def evaluate_stream(
             _write_classes(folder / f"{_file_name(name)}.csv", here, ks)
     if dist.rank() == 0:
         write_json(folder / "evaluation.json", results)
+        shutil.rmtree(folder / "parts")  # every process has read them
     return results
 
 
@@ -319,13 +323,14 @@ def evaluate_run(
     if config.zeroshot_manifest is None:
         raise ValueError("zeroshot_manifest=None: give a labelled set")
     pairs = open_pairs(config.zeroshot_manifest, config.zeroshot_split, data_root=config.data_root)
-    found = [_find_space(str(space), pairs) for space in spaces]
+    found = [find_space(str(space), pairs) for space in spaces]
     questions = pose(model, pairs, found, templates, mapping, config.cache_dir)
     options = {"workers": config.workers, "max_unreadable": config.max_unreadable, **options}
     return evaluate_stream(model, pairs, questions, output_dir, **options)
 
 
-def _find_space(name: str, pairs: Pairs) -> LabelSpace:
+def find_space(name: str, pairs: Pairs) -> LabelSpace:
+    """Load a label space, ``own``, that of the images, or ``own+NAME``, another behind it."""
     if name == "own":
         return own_label_space(pairs)
     if name.startswith("own+"):
@@ -500,7 +505,6 @@ def _write_part(
 def _collect(
     parts: Sequence[Path],
     banks: Mapping[str, ClassBank],
-    depths: Mapping[str, int],
     n_images: int,
     max_unreadable: float,
 ) -> tuple[np.ndarray, dict[str, Ranking]]:
