@@ -4,14 +4,28 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from zslkit.config import Strict, explain, nearest
 
 # Of the keys of a split, the one that each kind of manifest cannot do without.
-_NEEDED = {"toy": "scenes", "shards": "shards", "table": "table", "image_folder": "folder"}
+_NEEDED = {
+    **{"toy": "scenes", "shards": "shards", "table": "table", "image_folder": "folder"},
+    **{"imagenet_folder": "folder", "imagenet_tar": "shards", "tencent": "labels"},
+    **{"open_images": "labels", "torchvision": "dataset"},
+}
+# Of the keys of the manifest, the same; and what it names.
+_NAMED = {
+    "table": {"caption_field": "a column"},
+    "tencent": {"class_list": "dictionary_and_semantic_hierarchy.txt"},
+    "open_images": {"class_descriptions": "the file of LabelName,DisplayName"},
+}
+Kind = Literal[
+    "toy", "shards", "table", "image_folder", "imagenet_folder", "imagenet_tar", "tencent",
+    "open_images", "torchvision",
+]  # fmt: skip
 
 
 class FileEntry(Strict):
@@ -25,11 +39,14 @@ class FileEntry(Strict):
 class Split(Strict):
     """Where the pairs of one split are; each kind of manifest has keys of its own."""
 
-    shards: tuple[str, ...] = ()  # shards: tar files, or patterns such as part/*.tar
+    shards: tuple[str, ...] = ()  # shards, or images of a labelled set: tars, or part/*.tar
     table: str | None = None  # table: CSV or Parquet, one caption per row
-    folder: str | None = None  # image_folder: holds one folder per class
-    labels: str | None = None  # image_folder: CSV of file,class_name instead of folder names
-    where: dict[str, str] = Field({})  # table, labels: keep the rows with these values
+    folder: str | None = None  # image_folder: holds one folder per class; or just the images
+    labels: str | None = None  # image_folder: CSV of file,class_name; or the set's own list
+    image_list: str | None = None  # open_images: CSV with an ImageID for every image
+    dataset: str | None = None  # torchvision: name of the class in torchvision.datasets
+    arguments: dict[str, Any] = Field({})  # torchvision: what else that class is given
+    where: dict[str, str] = Field({})  # table, labels, image_list: keep the rows with these values
     scenes: Literal["train", "dev", "test", "seen"] | None = None  # toy: group of classes
     n: int = Field(1000, ge=1)  # toy: number of scenes
     seed: int = Field(0, ge=0)  # toy: draws the scenes
@@ -37,7 +54,8 @@ class Split(Strict):
     @property
     def paths(self) -> tuple[str, ...]:
         """Every path or pattern of the split."""
-        return tuple(filter(None, (*self.shards, self.table, self.folder, self.labels)))
+        named = (*self.shards, self.table, self.folder, self.labels, self.image_list)
+        return tuple(filter(None, named))
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class Problem:
     """What is wrong with one file."""
 
     path: str
-    kind: Literal["missing", "short", "changed"]
+    kind: Literal["missing", "short", "changed", "extra"]
     detail: str
 
     def __str__(self) -> str:
@@ -56,7 +74,7 @@ class Manifest(Strict):
     """Description of one data set; read it with :func:`load_manifest`."""
 
     name: str
-    kind: Literal["toy", "shards", "table", "image_folder"]
+    kind: Kind
     title: str
     description: str = ""
     licence: str  # or a plain statement that there is none
@@ -68,7 +86,8 @@ class Manifest(Strict):
     caption_field: str | None = None  # shards: field of .json, null for .txt; table: column
     image_field: str = "image"  # table: column of image paths
     image_folder: str = "."  # table: folder that those paths start from
-    class_list: str | None = None  # image_folder: text file, a class name per line, in order
+    class_list: str | None = None  # text file, a class per line: its name, wnid and names, or MID
+    class_descriptions: str | None = None  # open_images: CSV of LabelName,DisplayName
     image_size: int = Field(64, ge=16)  # toy: pixels
     _data_root: Path = PrivateAttr(Path("."))
 
@@ -78,8 +97,9 @@ class Manifest(Strict):
         for name, split in self.splits.items():
             if not getattr(split, key):
                 raise ValueError(f"split {name!r} needs {key!r}, as kind is {self.kind!r}")
-        if self.kind == "table" and self.caption_field is None:
-            raise ValueError("caption_field must name a column, as kind is 'table'")
+        for field, what in _NAMED.get(self.kind, {}).items():
+            if getattr(self, field) is None:
+                raise ValueError(f"{field} must name {what}, as kind is {self.kind!r}")
         for path in self._paths():
             if PurePosixPath(path).is_absolute():
                 raise ValueError(f"path {path!r} must be relative to the data root")
@@ -97,15 +117,23 @@ class Manifest(Strict):
         return hashlib.sha256(content.encode()).hexdigest()
 
     def verify(self) -> list[Problem]:
-        """Return every file that is missing, short or changed; empty if all is sound."""
+        """Return every file that is missing, short or changed; empty if all is sound.
+
+        Where lists say which images a set has, images that no list names are a problem as well.
+        """
         known = {entry.path: entry for entry in self.files}
         entries = [known.get(path, FileEntry(path=path)) for path in self._paths()]
-        return [problem for entry in entries if (problem := _check(self.data_root, entry))]
+        problems = [problem for entry in entries if (problem := _check(self.data_root, entry))]
+        if self.kind in ("tencent", "open_images") and not problems:
+            from zslkit.labelled import extra_images
+
+            problems = extra_images(self)
+        return problems
 
     def _paths(self) -> dict[str, None]:
         paths = [entry.path for entry in self.files]
         paths += [path for split in self.splits.values() for path in split.paths]
-        paths += [self.class_list] if self.class_list else []
+        paths += [path for path in (self.class_list, self.class_descriptions) if path]
         paths += [self.image_folder] if self.kind == "table" else []
         return dict.fromkeys(paths)  # each once, in order of mention
 

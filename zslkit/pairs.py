@@ -22,11 +22,11 @@ from zslkit.toy import ToyScenes
 
 __all__ = ["Batch", "Pair", "Pairs", "check_broken", "iterate_batches", "open_pairs"]
 
-_IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
+IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # WebDataset: the key ends at the first dot
-_PLACE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u4")])  # 16 bytes per image
+PLACE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u4")])  # 16 bytes per image
 _MAX_SKIPPED = 0.01  # share of a harvest that may lack image or caption; it is left out
-_STRING = np.dtypes.StringDType()  # millions of Python strings would cost gigabytes per process
+STRING = np.dtypes.StringDType()  # millions of Python strings would cost gigabytes per process
 
 
 class Groups(Sequence):
@@ -190,7 +190,7 @@ def open_pairs(
                 f"{path!r} of manifest {manifest.name!r} is not under data_root={str(root)!r}; "
                 f"how to obtain it: {manifest.how_to_obtain}"
             )
-    source = _READERS[manifest.kind](manifest, manifest.splits[split], root)
+    source = _READERS.get(manifest.kind, _read_labelled)(manifest, manifest.splits[split], root)
     check_broken(source.skipped, len(source.keys) + len(source.skipped), _MAX_SKIPPED)
     if len(source.keys) == 0:
         raise ValueError(f"split {split!r} of {manifest.name!r} holds no image with a caption")
@@ -204,12 +204,12 @@ class Source:
         complete = np.array([any(row[1]) and row[2] is not None for row in rows], dtype=bool)
         whole = list(compress(rows, complete))
         self.skipped = tuple(row[0] for row in compress(rows, ~complete))
-        self.keys = np.array([row[0] for row in whole], dtype=_STRING)
+        self.keys = np.array([row[0] for row in whole], dtype=STRING)
         captions = [[text for text in row[1] if text] for row in whole]
         bounds = np.cumsum([0, *map(len, captions)])
-        texts = np.array([text for group in captions for text in group], dtype=_STRING)
+        texts = np.array([text for group in captions for text in group], dtype=STRING)
         self.captions = Groups(texts, bounds[:-1], bounds[1:])
-        self.places = np.array([row[2] for row in whole], dtype=_PLACE)
+        self.places = np.array([row[2] for row in whole], dtype=PLACE)
         self.labels = np.array(labels, np.int64)[complete] if class_names else None
         self.paths, self.class_names, self.scenes = paths, tuple(class_names), scenes
         self.class_ids = self.class_names
@@ -264,7 +264,7 @@ def _scan(path: Path, number: int, caption_field: str | None) -> list[list]:
                     continue
                 key, suffix = match[1], match[2].lower()
                 sample = samples.setdefault(key, [key, [], None])
-                if suffix in _IMAGE_SUFFIXES:
+                if suffix in IMAGE_SUFFIXES:
                     sample[2] = (number, member.offset_data, member.size)
                 elif suffix == ("txt" if caption_field is None else "json"):
                     text = tar.extractfile(member).read().decode("utf-8", "replace")
@@ -306,7 +306,7 @@ def _read_folder(manifest: Manifest, split: Split, root: Path) -> Source:
         of_file = dict(zip(frame["file"], frame["class_name"], strict=True))
     else:
         files = (path.relative_to(folder) for path in sorted(folder.glob("*/**/*")))
-        images = [path for path in files if path.suffix[1:].lower() in _IMAGE_SUFFIXES]
+        images = [path for path in files if path.suffix[1:].lower() in IMAGE_SUFFIXES]
         of_file = {path.as_posix(): path.parts[0].replace("_", " ") for path in images}
     names = sorted(set(of_file.values()))
     if manifest.class_list is not None:
@@ -336,6 +336,12 @@ def _files(folder: Path, captions: dict, origin: str, class_names=(), labels=())
     places = [(number, 0, path.stat().st_size) for number, path in enumerate(paths)]
     rows = list(zip(captions, captions.values(), places, strict=True))
     return Source(rows, paths, class_names, labels)
+
+
+def _read_labelled(manifest: Manifest, split: Split, root: Path) -> Source:
+    from zslkit.labelled import READERS
+
+    return READERS[manifest.kind](manifest, split, root)
 
 
 def _read_frame(root: Path, table: str, columns: Sequence[str], where: dict[str, str]):
