@@ -35,7 +35,7 @@ def embeddings():
 
 
 def zslkit(images, bank, truth):
-    """What `evaluate_stream` does with each batch: rank, softmax denominators, policies, hits."""
+    """Rank, find softmax denominators and read answers, as `evaluate_stream` does."""
     from zslkit.labelspaces import AnswerKey, from_names
     from zslkit.zeroshot import ClassBank, rank_and_total
 
@@ -57,7 +57,7 @@ def bare(images, bank, truth):
 
 
 def bare_in_place(images, bank, truth):
-    """The same into memory that is asked for once: the fastest bare product that we know."""
+    """Write it into memory that is asked for once: the fastest bare product that we know."""
     scores, best = torch.empty(256, CLASSES), torch.empty(IMAGES, max(KS), dtype=torch.int64)
     for start in range(0, IMAGES, 256):
         rows = images[start : start + 256]

@@ -119,6 +119,11 @@ def test_k_answers_are_certain_however_names_are_merged(birds):
     assert AnswerKey(from_names("x", ["a", "b", "c"], "x")).depth(2) == 2
 
 
+def test_the_first_classes_are_spelt_out(birds):
+    found = AnswerKey(birds).first_classes(np.array([[2, 0, 1], [1, 4, 0]]), 3)
+    assert found.tolist() == [[3, 0, 1], [2, 5, 0]]  # row 0 is two cranes
+
+
 def test_a_policy_that_is_not_known_is_refused(birds):
     with pytest.raises(ValueError, match="policy='lenient': no such policy; known: strict"):
         first_right(birds, [[0]], [[0]], "lenient")

@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
 from zslkit.evaluation import embed_images, rank_labelled_images, zeroshot_metrics
+from zslkit.hierarchy import Hierarchy
 from zslkit.labelspaces import POLICIES, LabelSpace, from_names, own_label_space
 from zslkit.pairs import Groups, open_pairs
 from zslkit.streaming import Asked, evaluate_run, evaluate_stream, pose, rank_images
@@ -330,3 +331,20 @@ def test_average_precision_counts_verified_labels_only(model, config, pairs, tmp
     best = scores.argmax(axis=1)
     either = np.mean([b in row[:2] for b, row in zip(best, labels, strict=True)])
     assert facts["hits"]["strict"]["hit@1"]["value"] == pytest.approx(either)
+
+
+def test_errors_are_measured_in_a_hierarchy(model, pairs, tmp_path):
+    own = own_label_space(pairs)
+    colours = {name: (name[:3],) for name in own.ids}  # a class lies under its first letters
+    tree = Hierarchy(colours | {above: ("thing",) for (above,) in colours.values()})
+    questions = pose(
+        model, pairs, [own, from_names("more", [*own.ids, "x"], "test")], {"n": "none"}
+    )
+    found = evaluate_stream(model, pairs, questions, tmp_path, hierarchy=tree, **SMALL)["questions"]
+    facts = found["tiny / n"]["hierarchy"]
+    assert facts["precision@1"] == pytest.approx(
+        found["tiny / n"]["hits"]["strict"]["hit@1"]["value"]
+    )
+    assert 2 <= facts["mean distance of errors"] <= 4
+    assert facts["errors without a common ancestor"] == 0
+    assert "hierarchy" not in found["more / n"]  # x is in no tree

@@ -339,10 +339,10 @@ class AnswerKey:
         self._group = np.array([groups.setdefault(form, len(groups)) for form in forms])
         self._members = np.bincount(self.row_of)
         # the place of a class among those that have the same name
-        order = np.argsort(self.row_of, kind="stable")
-        starts = np.cumsum(self._members) - self._members
+        self._by_row = np.argsort(self.row_of, kind="stable")
+        self._starts = np.cumsum(self._members) - self._members
         self._turn = np.empty(len(space), np.int64)
-        self._turn[order] = np.arange(len(space)) - np.repeat(starts, self._members)
+        self._turn[self._by_row] = np.arange(len(space)) - np.repeat(self._starts, self._members)
 
     def n_answers(self, policy: Policy) -> int:
         """Count the answers that a policy tells apart: the base of the chance level."""
@@ -397,6 +397,21 @@ class AnswerKey:
             best = np.where(right, place, len(self.space)).min(axis=1)
             np.minimum.at(places, image, best)
         return places
+
+    def first_classes(self, ranked: Any, k: int) -> np.ndarray:
+        """List the first k classes of each image as ``strict`` reads them, int64 (N, k)."""
+        rows = np.asarray(ranked)[:, :k]  # a row is one class at least
+        members = self._members[rows]
+        first = np.repeat((members.cumsum(axis=1) - members).ravel(), members.ravel())
+        turn = np.arange(len(first)) - np.repeat(
+            members.ravel().cumsum() - members.ravel(), members.ravel()
+        )
+        image = np.repeat(np.arange(len(rows)), members.sum(axis=1))
+        classes = self._by_row[np.repeat(self._starts[rows].ravel(), members.ravel()) + turn]
+        kept = first + turn < k
+        found = np.empty((len(rows), k), np.int64)
+        found[image[kept], (first + turn)[kept]] = classes[kept]
+        return found
 
     @cached_property
     def _accepted(self) -> np.ndarray:

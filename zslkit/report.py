@@ -31,8 +31,8 @@ PUBLISHED = {
         "distillation (EMA teacher)": ((0.267, 0.553, 0.671), (0.100, 0.275, 0.385)),
         "optimal transport": ((0.291, 0.596, 0.709), (0.120, 0.318, 0.421)),
     },
-    "claims": "arXiv:2104.08945, abstract: +73 % relative over the previous best on ImageNet 21k+1k, "
-    "+10.5 % relative over CLIP on Google Open Images (19,958 classes), with 3 M pairs",
+    "claims": "arXiv:2104.08945, abstract: +73 % relative over the previous best on ImageNet "
+    "21k+1k, +10.5 % relative over CLIP on Google Open Images (19,958 classes), with 3 M pairs",
 }
 
 

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from zslkit import dist
 from zslkit.config import RunConfig
 from zslkit.encoders import DualEncoder, fingerprint
+from zslkit.hierarchy import Hierarchy, error_distances, hierarchical_precision_at_k
 from zslkit.labelspaces import (
     POLICIES,
     AnswerKey,
@@ -209,14 +210,15 @@ def evaluate_stream(
     *,
     ks: Sequence[int] = KS,
     captions: Sequence[Sequence[str]] | None = None,
-    hierarchy: Any = None,
+    hierarchy: Hierarchy | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a model on labelled images, for several label spaces and templates in one pass.
 
     Writes ``evaluation.json`` (what is returned) and, for each question, a table with the figures
-    of every class; the parts that :func:`rank_images` left are then removed. Both depend on model, images and label spaces only: not on when, in how
-    many goes or by how many processes they were made.
+    of every class; the parts that :func:`rank_images` left are then removed. What is written
+    depends on model, images and label spaces only: not on when, in how many goes or by how many
+    processes it was made.
 
     Parameters
     ----------
@@ -225,7 +227,7 @@ def evaluate_stream(
     captions : sequence of groups of str, optional
         Training captions: figures for classes seen and unseen in them.
     hierarchy : Hierarchy, optional
-        Of the ids of the label spaces: how far off errors are.
+        How far off errors are, in label spaces all of whose ids it knows.
     **options
         For :func:`rank_images`.
 
@@ -282,7 +284,7 @@ def evaluate_stream(
             facts["mean average precision"] = _average_precision(here, asked[name], readable)
         if captions is not None:
             facts["seen in captions"] = _by_frequency(here, seen_in(question.space, captions))
-        if hierarchy is not None:
+        if hierarchy is not None and all(id in hierarchy for id in question.space.ids):
             facts["hierarchy"] = _by_hierarchy(here, hierarchy, ks)
         results["questions"][name] = facts
         if dist.rank() == 0:
@@ -411,6 +413,22 @@ def _by_frequency(here: _Here, seen: np.ndarray) -> dict[str, Any]:
     if {"seen classes", "unseen classes"} <= found.keys():
         sides = (found[f"{name} classes"]["value"] for name in ("seen", "unseen"))
         found["harmonic mean"] = harmonic_mean(*sides)
+    return found
+
+
+def _by_hierarchy(here: _Here, hierarchy: Hierarchy, ks: Sequence[int]) -> dict[str, Any]:
+    """Give hierarchical precision@k and the distance of errors, over (image, true class)."""
+    ids = np.array(here.question.space.ids)
+    ranked = ids[here.key.first_classes(here.ranking.indices[here.owner], max(*ks, 2))]
+    true = ids[here.truth]
+    precision = hierarchical_precision_at_k(ranked, true, hierarchy, ids.tolist(), ks)
+    missed = ranked[:, 0] != true
+    distances = error_distances(ranked[missed], true[missed], hierarchy) if missed.any() else []
+    joined = np.isfinite(distances)
+    found: dict[str, Any] = {f"precision@{k}": value for k, value in precision.items()}
+    found["errors without a common ancestor"] = int((~joined).sum())
+    if joined.any():
+        found["mean distance of errors"] = float(np.asarray(distances)[joined].mean())
     return found
 
 
