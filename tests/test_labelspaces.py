@@ -265,3 +265,23 @@ def test_the_label_map_of_the_photos_fits_the_large_space(imagenet):
     matched = imagenet.match(list(mapping), list(mapping), mapping)
     assert sum(map(bool, matched)) == 19
     assert not matched[list(mapping).index("stop sign")]  # WordNet has no such thing
+
+
+def test_official_lists_of_classes_are_label_spaces(tmp_path, monkeypatch):
+    words = dict.fromkeys(("title", "licence", "how_to_obtain"), "x")
+    manifest = {"name": "some_images", "kind": "open_images", **words}
+    manifest |= {"class_list": "classes-trainable.txt", "class_descriptions": "classes.csv"}
+    manifest["splits"] = {"test": {"labels": "labels.csv", "folder": "test"}}
+    (tmp_path / "data_manifests").mkdir()
+    path = tmp_path / "data_manifests" / "some_images.json"
+    path.write_text(json.dumps(manifest))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "classes.csv").write_text("LabelName,DisplayName\n/m/01,Dog\n/m/02,Cat\n/m/03,Cat\n")
+    (data / "classes-trainable.txt").write_text("/m/03\n/m/01\n")
+    space = load_label_space(path, data_root=data)
+    assert (space.ids, space.class_names) == (("/m/03", "/m/01"), ("Cat", "Dog"))
+    monkeypatch.chdir(tmp_path)
+    assert load_label_space("some_images", data_root=data) == space
+    with pytest.raises(ValueError, match="manifest 'toy': kind 'toy' lists no classes"):
+        load_label_space("toy")

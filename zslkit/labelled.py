@@ -324,15 +324,7 @@ def _read_open_images(manifest: Manifest, split: Split, root: Path) -> Source:
     Without ``class_list`` (classes-trainable.txt), all described classes count. A class that one
     source confirms and another denies is a positive.
     """
-    described = _read_descriptions(root / manifest.class_descriptions)
-    ids = list(described)
-    if manifest.class_list is not None:
-        ids = (root / manifest.class_list).read_text(encoding="utf-8").split()
-        if strange := [id for id in ids if id not in described]:
-            raise ValueError(
-                f"class_list {manifest.class_list!r}: {strange[0]!r} is not in "
-                f"{manifest.class_descriptions}"
-            )
+    ids, names = listed_classes(manifest, root)
     store = open_store(split, root)
     labels = _read_csv(
         root / split.labels, {"ImageID": "category", "LabelName": "category", "Confidence": "f4"}
@@ -371,8 +363,35 @@ def _read_open_images(manifest: Manifest, split: Split, root: Path) -> Source:
                 f"{split.where}"
             )
         listed = by_id.find(every, root / split.image_list)
-    source = Labelled(keys, ids, [described[id] for id in ids], positives, negatives)
+    source = Labelled(keys, ids, [name for name, *_ in names], positives, negatives)
     return source.place(store, rows, listed)
+
+
+def listed_classes(
+    manifest: Manifest, root: Path
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Read ids and names of all classes from the lists of Tencent ML-Images or Open Images.
+
+    Raises
+    ------
+    ValueError
+        If the manifest is of another kind, or a class of ``class_list`` is not described.
+    """
+    if manifest.kind == "tencent":
+        ids, _, lemmas = zip(*read_tencent_categories(root / manifest.class_list), strict=True)
+        return ids, tuple(tuple(part.strip() for part in text.split(",")) for text in lemmas)
+    if manifest.kind != "open_images":
+        raise ValueError(f"manifest {manifest.name!r}: kind {manifest.kind!r} lists no classes")
+    described = _read_descriptions(root / manifest.class_descriptions)
+    ids = tuple(described)
+    if manifest.class_list is not None:
+        ids = tuple((root / manifest.class_list).read_text(encoding="utf-8").split())
+        if strange := [id for id in ids if id not in described]:
+            raise ValueError(
+                f"class_list {manifest.class_list!r}: {strange[0]!r} is not in "
+                f"{manifest.class_descriptions}"
+            )
+    return ids, tuple((described[id],) for id in ids)
 
 
 def _read_descriptions(path: Path) -> dict[str, str]:

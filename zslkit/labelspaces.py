@@ -17,6 +17,7 @@ import numpy as np
 
 from zslkit.audit import count_mentions, plurals, words
 from zslkit.config import nearest
+from zslkit.manifests import Manifest, list_manifests, load_manifest
 from zslkit.provenance import write_text
 
 Policy = Literal["strict", "merge_duplicates", "accept_synonyms"]
@@ -144,7 +145,7 @@ class LabelSpace:
         return [[id, list(names), definition] for id, names, definition in rows]
 
 
-def load_label_space(name_or_path: str | Path) -> LabelSpace:
+def load_label_space(name_or_path: str | Path, data_root: str | Path | None = None) -> LabelSpace:
     """Build a known label space, or read one from a file.
 
     Parameters
@@ -153,7 +154,10 @@ def load_label_space(name_or_path: str | Path) -> LabelSpace:
         imagenet1k, imagenet12k, imagenet21k (21,841 synsets), imagenet21k+1k (their union,
         21,842), from the lists in the timm package; a file of ``data_manifests/label_spaces``
         (cifar10, cifar100, caltech101); a ``.json`` file as :meth:`LabelSpace.save` writes it;
-        or a ``.txt`` file with one class per line, further names after commas.
+        a ``.txt`` file with one class per line, further names after commas; or the manifest of
+        Open Images or Tencent ML-Images, whose own lists are then read, and no image.
+    data_root : str or Path, optional
+        Folder that the manifest's paths start from.
 
     Raises
     ------
@@ -168,6 +172,8 @@ def load_label_space(name_or_path: str | Path) -> LabelSpace:
     path = Path(name)
     if path.suffix not in (".json", ".txt"):
         files = {file.stem: file for file in _known_files()}
+        if name not in files and name in list_manifests():
+            return _listed(load_manifest(name, data_root))
         if name not in files:
             known = [*_IMAGENET, *sorted(files)]
             raise ValueError(f"label space {name!r} is not known; {nearest(name, known)}")
@@ -179,6 +185,8 @@ def load_label_space(name_or_path: str | Path) -> LabelSpace:
         return from_names(path.stem, names, f"{path.name}, one class per line")
     try:
         found = json.loads(text)
+        if "kind" in found:
+            return _listed(load_manifest(path, data_root))
         ids, names, definitions = zip(*found["classes"], strict=True)
         names = tuple(map(tuple, names))
         space = LabelSpace(found["name"], ids, names, definitions, found["source"])
@@ -457,6 +465,14 @@ def _imagenet(name: str) -> LabelSpace:
     definitions = tuple(text.removeprefix(s) for text, s in zip(detailed, starts, strict=True))
     source = f"timm {timm.__version__}: {' and '.join(_IMAGENET[name])}; WordNet 3.0 lemmas"
     return LabelSpace(name, ids, names, definitions, source)
+
+
+def _listed(manifest: Manifest) -> LabelSpace:
+    from zslkit.labelled import listed_classes
+
+    ids, names = listed_classes(manifest, manifest.data_root)
+    source = f"lists of manifest {manifest.name}"
+    return LabelSpace(manifest.name, ids, names, ("",) * len(ids), source)
 
 
 def _known_files() -> list[Path]:
