@@ -7,7 +7,9 @@ import pytest
 
 from zslkit.manifests import Problem, list_manifests, load_manifest
 
-COMMITTED = ["toy", "flickr8k", "caltech20", "my_pairs_example"]
+COMMITTED = ["toy", "flickr8k", "caltech20", "my_pairs_example", "cc3m", "imagenet1k"]
+COMMITTED += ["imagenet1k_folders", "imagenet21k_winter21", "tencent_ml_images", "open_images_v7"]
+COMMITTED += ["cifar10", "cifar100", "caltech101"]
 
 
 def written(tmp_path, **changes):
@@ -125,6 +127,31 @@ def test_verify_names_the_file_that_is_missing_short_or_changed(tmp_path):
     assert manifest.verify() == [Problem("a.tar", "changed", "expected 10 bytes, got 11")]
     file.unlink()
     assert [(p.path, p.kind) for p in manifest.verify()] == [("a.tar", "missing")]
+
+
+def test_verify_knows_md5_for_publishers_who_give_no_other(tmp_path):
+    md5 = hashlib.md5(b"0123456789").hexdigest()
+    manifest = load_manifest(written(tmp_path, files=[{"path": "a.tar", "md5": md5}]))
+    assert manifest.verify() == []
+    (tmp_path / "a.tar").write_bytes(b"0123456780")
+    (problem,) = manifest.verify()
+    assert str(problem).startswith(f"a.tar: changed, expected md5 {md5}, got ")
+
+
+def test_checksums_of_published_sets_are_those_of_torchvision():
+    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets.imagenet import ARCHIVE_META
+
+    expected = {f"imagenet1k/{name}": md5 for name, md5 in ARCHIVE_META.values()}
+    for kind in (CIFAR10, CIFAR100):
+        meta = (kind.meta["filename"], kind.meta["md5"])
+        for name, md5 in (*kind.train_list, *kind.test_list, meta):
+            expected[f"cifar/{kind.base_folder}/{name}"] = md5
+        assert kind.tgz_md5 in load_manifest(kind.__name__.lower()).how_to_obtain
+    for name in ("imagenet1k", "cifar10", "cifar100"):
+        entries = load_manifest(name).files
+        assert entries
+        assert all(entry.md5 == expected[entry.path] for entry in entries)
 
 
 def test_verify_without_checksums_looks_for_presence(tmp_path):

@@ -398,11 +398,10 @@ def _read_descriptions(path: Path) -> dict[str, str]:
     """Read LabelName,DisplayName; from V7 on, the first line says so."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file) if row and row[0] != "LabelName"]
-    if short := [row for row in rows if len(row) != 2 or not all(row)]:
-        raise ValueError(
-            f"{path}: {','.join(short[0])!r} is cut short or not LabelName,DisplayName"
-        )
-    return dict(rows)
+    bad = [row for row in rows or [[]] if len(row) != 2]
+    if bad := bad or [row for row in rows[-1:] if not all(row)]:
+        raise ValueError(f"{path}: {','.join(bad[0])!r} is cut short or not LabelName,DisplayName")
+    return {id: name or id for id, name in rows}
 
 
 def _read_csv(path: Path, types: dict, where: dict[str, str] | None = None):

@@ -29,11 +29,12 @@ Kind = Literal[
 
 
 class FileEntry(Strict):
-    """One file of a data set; without size and sha256 only its presence can be checked."""
+    """One file of a data set; without size and checksum only its presence can be checked."""
 
     path: str  # relative to the data root, with forward slashes
     size: int | None = Field(None, ge=0)  # bytes
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")  # where its publisher gives no other
 
 
 class Split(Strict):
@@ -202,11 +203,14 @@ def _check(root: Path, entry: FileEntry) -> Problem | None:
     if entry.size is not None and (size := path.stat().st_size) != entry.size:
         kind = "short" if size < entry.size else "changed"
         return Problem(entry.path, kind, f"expected {entry.size} bytes, got {size}")
-    if entry.sha256 is not None:
-        digest = hashlib.sha256()
+    for algorithm in ("sha256", "md5"):
+        expected = getattr(entry, algorithm)
+        if expected is None:
+            continue
+        digest = hashlib.new(algorithm, usedforsecurity=False)
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-        if (got := digest.hexdigest()) != entry.sha256:
-            return Problem(entry.path, "changed", f"expected sha256 {entry.sha256}, got {got}")
+        if (got := digest.hexdigest()) != expected:
+            return Problem(entry.path, "changed", f"expected {algorithm} {expected}, got {got}")
     return None
