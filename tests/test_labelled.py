@@ -303,6 +303,16 @@ def test_missing_and_extra_tars_are_named(tmp_path):
     refused(path, rf"class_list 'synsets\.txt' have no image; the first: {CAT}")
 
 
+def test_verify_opens_every_split(tmp_path):
+    path = per_class(tmp_path)
+    assert load_manifest(path).verify() == []
+    file = tmp_path / "winter21_whole" / f"{DOG}.tar"
+    file.write_bytes(file.read_bytes()[:600])
+    (problem,) = load_manifest(path).verify()
+    assert (problem.path, problem.kind) == ("train", "unsound")
+    assert f"{DOG}.tar is truncated" in problem.detail
+
+
 def test_a_compressed_tar_must_be_unpacked(tmp_path):
     import gzip
 

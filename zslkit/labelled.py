@@ -135,18 +135,22 @@ def open_store(split: Split, root: Path) -> Store:
     return Store(where, names, places, np.array(paths, dtype=STRING))
 
 
-def extra_images(manifest: Manifest) -> list[Problem]:
-    """Name the images that no list of the set names: one problem per folder or group of tars."""
-    extra: dict[tuple, set[str]] = {}
-    for split in manifest.splits.values():
-        source = READERS[manifest.kind](manifest, split, manifest.data_root)
-        place = (split.folder,) if split.folder else split.shards
+def check_splits(manifest: Manifest) -> list[Problem]:
+    """Open every split; name what keeps it from being read, and images that no list names."""
+    problems, extra = [], {}
+    for name, split in manifest.splits.items():
+        try:
+            source = READERS[manifest.kind](manifest, split, manifest.data_root)
+        except ValueError as error:
+            problems.append(Problem(name, "unsound", str(error)))
+            continue
+        place = split.folder or ", ".join(split.shards)
         extra[place] = extra.get(place, set(source.extra)) & set(source.extra)
-    return [
-        Problem(", ".join(place), "extra", f"{len(names)} images are in no list: "
-                + ", ".join(sorted(names)[:3]))
-        for place, names in extra.items() if names
-    ]  # fmt: skip
+    for place, names in extra.items() if not problems else ():
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            problems.append(Problem(place, "extra", f"{len(names)} images are in no list: {some}"))
+    return problems
 
 
 def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int]]:

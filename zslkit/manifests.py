@@ -11,11 +11,12 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from zslkit.config import Strict, explain, nearest
 
 # Of the keys of a split, the one that each kind of manifest cannot do without.
-_NEEDED = {
-    **{"toy": "scenes", "shards": "shards", "table": "table", "image_folder": "folder"},
+_LABELLED = {
     **{"imagenet_folder": "folder", "imagenet_tar": "shards", "tencent": "labels"},
     **{"open_images": "labels", "torchvision": "dataset"},
 }
+_NEEDED = {"toy": "scenes", "shards": "shards", "table": "table", "image_folder": "folder"}
+_NEEDED |= _LABELLED
 # Of the keys of the manifest, the same; and what it names.
 _NAMED = {
     "table": {"caption_field": "a column"},
@@ -61,10 +62,10 @@ class Split(Strict):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file."""
+    """What is wrong with one file, or with one split (unsound) or folder (extra) of files."""
 
     path: str
-    kind: Literal["missing", "short", "changed", "extra"]
+    kind: Literal["missing", "short", "changed", "unsound", "extra"]
     detail: str
 
     def __str__(self) -> str:
@@ -120,15 +121,16 @@ class Manifest(Strict):
     def verify(self) -> list[Problem]:
         """Return every file that is missing, short or changed; empty if all is sound.
 
-        Where lists say which images a set has, images that no list names are a problem as well.
+        A labelled set in its official files is opened as well: whatever keeps a split from being
+        read is a problem, and so are images that no list names.
         """
         known = {entry.path: entry for entry in self.files}
         entries = [known.get(path, FileEntry(path=path)) for path in self._paths()]
         problems = [problem for entry in entries if (problem := _check(self.data_root, entry))]
-        if self.kind in ("tencent", "open_images") and not problems:
-            from zslkit.labelled import extra_images
+        if self.kind in _LABELLED and not problems:
+            from zslkit.labelled import check_splits
 
-            problems = extra_images(self)
+            problems = check_splits(self)
         return problems
 
     def _paths(self) -> dict[str, None]:
