@@ -2,6 +2,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -181,3 +182,9 @@ def test_reading_a_manifest_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_checksum_that_was_recorded_once_stays_valid():
+    results = Path(__file__).parents[1] / "reports" / "flickr8k" / "03_train" / "results.json"
+    recorded = json.loads(results.read_text())["manifest_checksum"]
+    assert load_manifest("flickr8k").checksum == recorded

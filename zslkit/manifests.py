@@ -23,6 +23,9 @@ _NAMED = {
     "tencent": {"class_list": "dictionary_and_semantic_hierarchy.txt"},
     "open_images": {"class_descriptions": "the file of LabelName,DisplayName"},
 }
+# Fields that came after checksums were first recorded: unset, they do not count, so that
+# recorded checksums and cached features stay valid.
+_LATER = {"class_descriptions", "image_list", "dataset", "arguments", "md5"}
 Kind = Literal[
     "toy", "shards", "table", "image_folder", "imagenet_folder", "imagenet_tar", "tencent",
     "open_images", "torchvision",
@@ -115,7 +118,7 @@ class Manifest(Strict):
     @property
     def checksum(self) -> str:
         """Sha256 of the content in canonical form, whatever the data root."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        content = json.dumps(_as_recorded(self.model_dump(mode="json")), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def verify(self) -> list[Problem]:
@@ -196,6 +199,15 @@ def _find(name: str) -> Path:
         if file.stem == name:
             return file
     raise ValueError(f"manifest {name!r} is not known; {nearest(name, list_manifests())}")
+
+
+def _as_recorded(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_as_recorded(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    kept = {name: value for name, value in content.items() if value or name not in _LATER}
+    return {name: _as_recorded(value) for name, value in kept.items()}
 
 
 def _check(root: Path, entry: FileEntry) -> Problem | None:
