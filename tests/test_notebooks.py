@@ -1,5 +1,6 @@
 """Every notebook runs headlessly on tiny data and leaves results that can be read back."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import papermill
 import pytest
 
 from zslkit.config import RunConfig
-from zslkit.prompts import TEMPLATES
+from zslkit.labelspaces import POLICIES
 from zslkit.report import flat, load_results
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,9 @@ OWN = {  # parameters that are a notebook's, not a run's
     "04_temperature_ablation": {
         *("preset", "temperatures", "contrastive_weights", "seeds", "metric", "jobs")
     },
-    "05_zero_shot_evaluation": {"run_dir"},
+    "05_zero_shot_evaluation": {
+        *("run_dir", "prompt_sets", "label_spaces", "label_map", "wordnet", "shots", "n_query")
+    },
     "06_embedding_maps": {"run_dir", "image", "classes", "max_images", "max_thumbnails"},
     "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs"},
     "08_compare_objectives": {
@@ -198,15 +201,28 @@ def test_train_leaves_a_run_its_results_and_figures(trained):
 
 def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
     folder, training = trained
-    results = run("05_zero_shot_evaluation", tmp_path, run_dir=str(folder / "03_train"))
+    settings = {"run_dir": str(folder / "03_train"), "prompt_sets": ["none", "ensemble"]}
+    settings |= {"label_spaces": ["own", "own+imagenet1k"], "n_query": 1, "shots": [1]}
+    results = run("05_zero_shot_evaluation", tmp_path, **settings)
     assert_sound(results)
-    assert results["metrics"]["zeroshot"] == training["metrics"]["zeroshot"]
-    assert len(results["metrics"]["templates"]) == len(TEMPLATES)
-    assert 0 <= results["metrics"]["calibration error"] <= 1
-    per_class = results["metrics"]["per class hit@1"]
+    metrics = results["metrics"]
+    assert metrics["zeroshot"] == training["metrics"]["zeroshot"]
+    assert metrics["templates"].keys() == {"none (1)", "ensemble (5)"}
+    own, among = metrics["label spaces"].values()
+    assert own["hits"]["strict"]["hit@1"]["value"] == metrics["zeroshot"]["hit@1"]["value"]
+    chance = among["hits"]["strict"]["hit@5"]["chance"]
+    assert chance == pytest.approx(5 / 1048)
+    assert among["hits"].keys() == set(POLICIES)
+    assert 0 <= metrics["calibration error"]["all images"] <= 1
+    per_class = metrics["per class hit@1"]
     assert all(0 <= rate <= 1 for rate in per_class.values())
-    assert any(per_class.values()) == (results["metrics"]["zeroshot"]["hit@1"]["value"] > 0)
-    assert results["figures"].keys() >= {"confusion", "reliability", "classes", "examples"}
+    assert any(per_class.values()) == (metrics["zeroshot"]["hit@1"]["value"] > 0)
+    figures = {"confusion", "reliability", "classes", "examples", "policies", "abstention"}
+    assert results["figures"].keys() >= figures
+    exported = json.loads((tmp_path / "05_zero_shot_evaluation" / "evaluation.json").read_text())
+    question = exported["questions"]["tiny+imagenet1k / run"]
+    found = results["extra"]["label spaces"]["tiny+imagenet1k"]["sha256"]
+    assert question["label space"]["sha256"] == found
 
 
 def test_widgets_stand_beside_figures_of_the_same(trained, tmp_path):
@@ -294,6 +310,8 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
         ("00_quickstart", {"epochs": 0}, "epochs=0: Input should be greater than or equal to 1"),
         ("05_zero_shot_evaluation", {"run_dri": "x"}, "did you mean run_dir"),
         ("05_zero_shot_evaluation", {"run_dir": "nowhere"}, "run_dir='nowhere': no run with"),
+        ("05_zero_shot_evaluation", {"prompt_sets": ["clip8"]}, "did you mean clip80"),
+        ("05_zero_shot_evaluation", {"label_spaces": "own"}, "label_spaces='own': must be a list"),
         ("04_temperature_ablation", {"temprature": 1}, "did you mean temperatures"),
         ("02_encoders", {"image_encodrs": ["x"]}, "did you mean image_encoders"),
         ("02_encoders", {"max_images": "many"}, "max_images='many': must be a whole number of at"),

@@ -107,7 +107,7 @@ class LabelSpace:
     ) -> list[tuple[int, ...]]:
         """Find the classes of another set here: class numbers for each of them, or none.
 
-        An entry of ``mapping`` (its class name → ids here) decides; else an equal id; else all
+        An equal id decides; else an entry of ``mapping`` (its class name → ids here); else all
         classes whose first name is the same; else all that have it among their names. What names
         alone have found deserves a look: WordNet calls a walrus "sea horse".
 
@@ -121,9 +121,6 @@ class LabelSpace:
             raise ValueError(
                 f"mapping: {strange[0]!r} is no class; {nearest(strange[0], class_names)}"
             )
-        for name, chosen in mapping.items():
-            if strange := [id for id in chosen if id not in self._number_of]:
-                raise ValueError(f"mapping: {name!r} → {strange[0]!r} is not in {self.name!r}")
         first, any_name = defaultdict(list), defaultdict(list)
         for number, names in enumerate(self.names):
             first[normal_form(names[0])].append(number)
@@ -132,10 +129,12 @@ class LabelSpace:
         found = []
         for id, name in zip(ids, class_names, strict=True):
             form = normal_form(name)
-            if name in mapping:
-                found.append(tuple(self._number_of[chosen] for chosen in mapping[name]))
-            elif id in self._number_of:
+            if id in self._number_of:
                 found.append((self._number_of[id],))
+            elif name in mapping:
+                if strange := [id for id in mapping[name] if id not in self._number_of]:
+                    raise ValueError(f"mapping: {name!r} → {strange[0]!r} is not in {self.name!r}")
+                found.append(tuple(self._number_of[chosen] for chosen in mapping[name]))
             else:
                 found.append(tuple(first.get(form) or any_name.get(form, ())))
         return found
