@@ -461,6 +461,13 @@ def test_open_images(tmp_path):
     assert (few.positives[0], few.negatives[0]) == (pairs.positives[row], pairs.negatives[row])
 
 
+def test_open_images_in_a_tar(tmp_path):
+    path = open_images(tmp_path)
+    write(tmp_path, {"test.tar": tar({f"test/000{c}.jpg": jpeg(10) for c in "abc"})})
+    path.write_text(path.read_text().replace('"folder": "test"', '"shards": ["test.tar"]'))
+    assert levels(open_pairs(path, "train")) == {"000a": 10, "000b": 10}
+
+
 def test_open_images_trainable_classes_and_descriptions_without_header(tmp_path):
     write(tmp_path, {"trainable.txt": "/m/01yrx\n/m/0jbk\n"})
     descriptions = DESCRIPTIONS.partition("\n")[2]  # as V4 to V6 have it
