@@ -405,6 +405,9 @@ def test_a_tencent_list_cut_in_a_row_is_named(tmp_path, end):
 def test_tencent_categories_must_be_there(tmp_path):
     path = tencent(tmp_path, TENCENT.replace("2:1", "4:1"))
     refused(path, r"list\.txt: category 4 is not among the 4 of categories\.txt")
+    path = tencent(tmp_path, "a.JPEG\t-1:1\n" + TENCENT)
+    refused(path, r"list\.txt: category -1 is not among the 4 of categories\.txt")
+    refused(tencent(tmp_path, ""), r"list\.txt is empty; it needs lines of 'image<tab>category")
     path = tencent(tmp_path, categories=CATEGORIES[:-19])
     refused(path, r"categories\.txt, line 5: .* is cut short")
     with pytest.raises(ValueError, match=r"class_list must name dictionary_and_semantic_hier"):

@@ -63,7 +63,9 @@ class Labelled(Source):
         self.captions, self.negatives = ClassNames(self.positives, self.class_names), negatives
         self.scenes, self.extra = None, ()
 
-    def place(self, store: "Store", rows: np.ndarray, listed: np.ndarray | None = None):
+    def place(
+        self, store: "Store", rows: np.ndarray, listed: np.ndarray | None = None
+    ) -> "Labelled":
         """Say where the images are, and which of the store no list names."""
         self.places, self.paths = store.places[rows], store.paths
         if listed is not None:
@@ -76,8 +78,8 @@ class Labelled(Source):
 class Store:
     """Image files, F of them, in a folder or in tars.
 
-    ``names`` are sorted: paths below the folder, or file names in the tars, which in a tar of one
-    synset come after that synset: ``n01440764/n01440764_18.JPEG``.
+    ``names`` are paths below the folder, sorted, or file names in the order of the tars, which in
+    a tar of one synset come after that synset: ``n01440764/n01440764_18.JPEG``.
     """
 
     where: str
@@ -113,25 +115,21 @@ def open_store(split: Split, root: Path) -> Store:
     """
     if split.folder is None and not split.shards:
         raise ValueError("a split needs 'folder' or 'shards': where its images are")
+    names: list[str] = []
     if split.folder is not None:
-        where, folder = split.folder, root / split.folder
-        found = sorted(_walk(folder))
-        paths = [f"{folder}{os.sep}{name}" for name, _ in found]
-        found = [(name, number, 0, size) for number, (name, size) in enumerate(found)]
+        where, files = split.folder, sorted(_walk(root / split.folder))
+        names = [name for name, _ in files]
+        paths = [f"{root / split.folder}{os.sep}{name}" for name in names]
+        spans = ((number, 0, size) for number, (_, size) in enumerate(files))
     else:
         where = ", ".join(split.shards)
         paths = [str(path) for pattern in split.shards for path in find_files(root, pattern)]
-        found = sorted(
-            (name, number, *place)
-            for number, path in enumerate(paths)
-            for name, *place in _open_tar(path)
-        )
-    if not found:
+        spans = _scan_tars(paths, names)
+    places = np.fromiter(spans, dtype=PLACE)  # no tuple per image stays: there may be 14 million
+    if not names:
         raise ValueError(f"{where} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    places = np.array([row[1:] for row in found], dtype=PLACE)
     if len(empty := np.flatnonzero(places["size"] == 0)):
-        raise ValueError(f"{where}: {len(empty)} images are empty; the first: {found[empty[0]][0]}")
-    names = [row[0] for row in found]
+        raise ValueError(f"{where}: {len(empty)} images are empty; the first: {names[empty[0]]}")
     return Store(where, names, places, np.array(paths, dtype=STRING))
 
 
@@ -164,6 +162,14 @@ def _walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int]]:
 
 def _is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+def _scan_tars(paths: Sequence[str], names: list[str]) -> Iterator[tuple[int, int, int]]:
+    """Yield (tar, offset, size) of the images in tars, and append their names."""
+    for number, path in enumerate(paths):
+        for name, offset, size in _open_tar(path):
+            names.append(name)
+            yield number, offset, size
 
 
 def _open_tar(path: str) -> Iterator[tuple[str, int, int]]:
@@ -283,7 +289,7 @@ def _read_tencent(manifest: Manifest, split: Split, root: Path) -> Source:
     categories = read_tencent_categories(root / manifest.class_list)
     store = open_store(split, root)
     names, numbers, confidences, counts = _read_tencent_list(root / split.labels)
-    if len(strange := np.flatnonzero(numbers >= len(categories))):
+    if len(strange := np.flatnonzero((numbers < 0) | (numbers >= len(categories)))):
         raise ValueError(
             f"{split.labels}: category {numbers[strange[0]]} is not among the {len(categories)} "
             f"of {manifest.class_list}"
@@ -320,6 +326,8 @@ def _read_tencent_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, n
                 )
             names += [row[0] for row in rows]
             n += len(lines)
+    if not names:
+        raise ValueError(f"{path} is empty; it needs lines of 'image<tab>category:confidence'")
     return names, *(np.concatenate(parts) for parts in (numbers, confidences, counts))
 
 
