@@ -286,20 +286,18 @@ def _read_synsets(root: Path, file: str | None) -> tuple[dict[str, str] | None, 
 
 def _read_tencent(manifest: Manifest, split: Split, root: Path) -> Source:
     """Images with all classes of their list, ancestors included; confidence 0 says nothing."""
-    categories = read_tencent_categories(root / manifest.class_list)
+    ids, lemmas = listed_classes(manifest, root)
     store = open_store(split, root)
     names, numbers, confidences, counts = _read_tencent_list(root / split.labels)
-    if len(strange := np.flatnonzero((numbers < 0) | (numbers >= len(categories)))):
+    if len(strange := np.flatnonzero((numbers < 0) | (numbers >= len(ids)))):
         raise ValueError(
-            f"{split.labels}: category {numbers[strange[0]]} is not among the {len(categories)} "
-            f"of {manifest.class_list}"
+            f"{split.labels}: category {numbers[strange[0]]} is not among the {len(ids)} of "
+            f"{manifest.class_list}"
         )
     rows = store.find(names, root / split.labels)
     images = np.repeat(np.arange(len(rows)), counts)[confidences > 0]
-    positives = _group(images, numbers[confidences > 0], len(rows), len(categories))
-    ids, _, lemmas = zip(*categories, strict=True)
-    first = [text.partition(",")[0] for text in lemmas]
-    source = Labelled(names, ids, first, positives)
+    positives = _group(images, numbers[confidences > 0], len(rows), len(ids))
+    source = Labelled(names, ids, [first for first, *_ in lemmas], positives)
     return source.place(store, rows, rows)
 
 
