@@ -464,6 +464,27 @@ def test_open_images(tmp_path):
     assert (few.positives[0], few.negatives[0]) == (pairs.positives[row], pairs.negatives[row])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_open_images_labels_are_read_as_a_plain_loop_reads_them(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    mids = [f"/m/{i}" for i in range(9)]
+    rows = [(f"000{rng.choice(list('abc'))}", rng.choice(mids), rng.integers(2)) for _ in range(25)]
+    shown, denied = {}, {}
+    for image, mid, confidence in rows:
+        (shown if confidence else denied).setdefault(image, set()).add(mid)
+    labels = "".join(f"{image},v,{mid},{confidence}\n" for image, mid, confidence in rows)
+    path = open_images(
+        tmp_path,
+        f"ImageID,Source,LabelName,Confidence\n{labels}",
+        "".join(f"{mid},name {mid}\n" for mid in mids),
+    )
+    pairs = open_pairs(path, "train")
+    assert set(pairs.keys) == set(shown)
+    for key, positives, negatives in zip(pairs.keys, pairs.positives, pairs.negatives, strict=True):
+        assert {pairs.class_ids[i] for i in positives} == shown[key]
+        assert {pairs.class_ids[i] for i in negatives} == denied.get(key, set()) - shown[key]
+
+
 def test_open_images_in_a_tar(tmp_path):
     path = open_images(tmp_path)
     write(tmp_path, {"test.tar": tar({f"test/000{c}.jpg": jpeg(10) for c in "abc"})})

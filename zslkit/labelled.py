@@ -356,11 +356,9 @@ def _read_open_images(manifest: Manifest, split: Split, root: Path) -> Source:
             f"{manifest.class_descriptions}"
         )
     confirmed, denied = ((confidence == value) & (number >= 0) for value in (1, 0))
-    shown, codes = np.unique(image[confirmed], return_inverse=True)
-    positives = _group(codes, number[confirmed], len(shown), len(ids))
-    at = np.searchsorted(shown, image[denied])
-    known = shown[np.minimum(at, len(shown) - 1)] == image[denied] if len(shown) else at < 0
-    negatives = _group(at[known], number[denied][known], len(shown), len(ids), positives)
+    positives = _group(image[confirmed], number[confirmed], len(images), len(ids))
+    negatives = _group(image[denied], number[denied], len(images), len(ids), positives)
+    shown = np.flatnonzero(positives.starts < positives.stops)
 
     stems = [name.rpartition("/")[2].rpartition(".")[0] for name in store.names]
     by_id = Store(store.where, stems, store.places, store.paths)
@@ -374,7 +372,8 @@ def _read_open_images(manifest: Manifest, split: Split, root: Path) -> Source:
                 f"{split.where}"
             )
         listed = by_id.find(every, root / split.image_list)
-    source = Labelled(keys, ids, [name for name, *_ in names], positives, negatives)
+    first = [name for name, *_ in names]
+    source = Labelled(keys, ids, first, positives.take(shown), negatives.take(shown))
     return source.place(store, rows, listed)
 
 
