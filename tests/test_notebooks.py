@@ -28,7 +28,8 @@ OWN = {  # parameters that are a notebook's, not a run's
         *("preset", "temperatures", "contrastive_weights", "seeds", "metric", "jobs")
     },
     "05_zero_shot_evaluation": {
-        *("run_dir", "prompt_sets", "label_spaces", "label_map", "wordnet", "shots", "n_query")
+        *("run_dir", "prompt_sets", "label_spaces", "label_map", "wordnet", "shots", "n_query"),
+        "describe_with",
     },
     "06_embedding_maps": {"run_dir", "image", "classes", "max_images", "max_thumbnails"},
     "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs"},

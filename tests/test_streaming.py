@@ -213,6 +213,10 @@ def test_definitions_fill_prompts(model, pairs):
     told = {"a": ("first", "third"), "b": ()}
     expected = build_class_bank(model, ["a", "b"], sets["said"], descriptions=told)
     assert torch.equal(question.bank.embeddings, expected.embeddings)
+    written = {"b": "by hand"}
+    (question,) = pose(model, pairs, [space], sets, descriptions=written).values()
+    expected = build_class_bank(model, ["a", "b"], sets["said"], descriptions={**told, **written})
+    assert torch.equal(question.bank.embeddings, expected.embeddings)
 
 
 KILLED = """

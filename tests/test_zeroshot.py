@@ -111,7 +111,7 @@ def test_bank_is_made_in_eval_mode_and_modes_come_back():
 def test_braces_in_class_names_are_text():
     model = ColourModel()
     build_class_bank(model, ["set {1}", "{}"], ["a {}."])
-    assert model.calls == [["a set {1}.", "a {}."]]
+    assert model.calls == [["a {}.", "a set {1}."]]  # the shorter first
 
 
 def test_template_sets_change_the_bank():
@@ -159,22 +159,38 @@ def test_descriptions_give_each_class_its_own_number_of_prompts(batch_size):
 
 
 def test_prompts_are_never_all_held(monkeypatch):
-    held, seen = [], iter(range(10**6))
+    held, asked = [], []
 
     def counting(*given):
         for number, text in class_prompts(*given):
-            held.append(next(seen))
+            held.append(text)
             yield number, text
 
     class Few(ColourModel):
         def encode_text(self, texts):
-            assert len(held) <= len(texts)
-            held.clear()
+            assert len(texts) <= 64
+            assert len(held) <= 32 * 64
+            asked.extend(texts)
+            if len(asked) % (32 * 64) == 0:
+                held.clear()
             return super().encode_text(texts)
 
     monkeypatch.setattr(zslkit.zeroshot, "class_prompts", counting)
-    build_class_bank(Few(), [f"thing {i}" for i in range(30)], "clip80", batch_size=64)
-    assert next(seen) == 30 * 80
+    build_class_bank(Few(), [f"thing {i}" for i in range(60)], "clip80", batch_size=64)
+    assert len(asked) == 60 * 80
+
+
+def test_texts_of_like_length_pass_together_and_keep_their_places():
+    class Lengths(ColourModel):
+        def encode_text(self, texts):
+            assert texts == sorted(texts, key=len)
+            return super().encode_text(texts)
+
+    names = ["red", "a very long blue", "green", "another rather long red"]
+    found = build_class_bank(Lengths(), names, ["{}", "a photo of one {}."], batch_size=3)
+    for name, embedding in zip(names, found.embeddings, strict=True):
+        alone = build_class_bank(ColourModel(), [name], ["{}", "a photo of one {}."]).embeddings[0]
+        torch.testing.assert_close(embedding, alone)
 
 
 class Towers(ColourModel):

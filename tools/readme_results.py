@@ -88,9 +88,36 @@ def temperatures(results):
     )
 
 
+def label_spaces(results):
+    """One row per label space and k: the figure under each policy."""
+    rows, sides = [], results["metrics"]["label spaces"]
+    for name, facts in sides.items():
+        hits = facts["hits"]
+        for k in ("hit@1", "hit@10"):
+            strict = hits["strict"][k]
+            classes = f"{round(int(k[4:]) / strict['chance']):,}"
+            figures = [percent(hits[policy][k]) for policy in hits]
+            rows.append([name, classes, f"{strict['n']}", k, *figures])
+    header = ["label space", "classes", "images", "", *next(iter(sides.values()))["hits"]]
+    return table(header, rows)
+
+
+def findings(results):
+    """Word what the auditor counts in the largest label space."""
+    found = results["extra"]["findings"]["imagenet21k+1k"]
+    n = {kind: f"{facts['n']:,}" for kind, facts in found.items()}
+    return (
+        f"Of the {n['classes']} classes of ImageNet-21k+1k {n['duplicates']} share their name "
+        f"with another letter by letter, {n['case variants']} stand in groups that differ by case "
+        f"or signs, {n['synonyms']} share any of their names, {n['inside another']} lie inside "
+        f"another class, and {n['seen in captions']} are named in the training captions."
+    )
+
+
 def text():
     """Compose what stands between the two marks of README.md."""
     comparison = load("flickr8k/08_compare_objectives")
+    evaluation = load("flickr8k/05_zero_shot_evaluation")
     clean = comparison["metrics"][RECALL]["scores"]["0"]
     best = max(clean, key=lambda name: clean[name]["value"])
     return (
@@ -104,6 +131,12 @@ def text():
         "on the clean dev split, light-handedly; the noise mask was never used:\n\n"
         f"{objectives(comparison)}\n"
         f"{temperatures(load('flickr8k/04_temperature_ablation'))}\n\n"
+        "The Flickr8k run above, asked to choose among thousands of classes "
+        "(`reports/flickr8k/05_zero_shot_evaluation`); images of classes that a label space lacks "
+        "are left out. *strict*: every class is one of its own; *merge_duplicates*: classes of one "
+        "name are one; *accept_synonyms*: any name of the true class is right:\n\n"
+        f"{label_spaces(evaluation)}\n"
+        f"{findings(evaluation)}\n\n"
     )
 
 

@@ -20,6 +20,7 @@ _HOMES = {
     "load_run": "checkpoint",
     "evaluate": "evaluation",
     "run_sweep": "sweep",
+    "load_label_space": "labelspaces",
     "build_class_bank": "zeroshot",
     "rank_classes": "zeroshot",
     "ZeroShotClassifier": "zeroshot",

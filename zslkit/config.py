@@ -183,6 +183,14 @@ class RunConfig(Strict):
             return _as_list(value)
         return value
 
+    @field_validator("prompt_templates")
+    @classmethod
+    def _known_templates(cls, value: Any) -> Any:
+        from zslkit.prompts import find_templates  # it takes names from here
+
+        find_templates(value)
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
         for name in ("image_tower", "text_tower"):

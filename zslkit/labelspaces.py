@@ -17,6 +17,7 @@ import numpy as np
 
 from zslkit.audit import count_mentions, plurals, words
 from zslkit.config import nearest
+from zslkit.hierarchy import Hierarchy
 from zslkit.manifests import Manifest, list_manifests, load_manifest
 from zslkit.provenance import write_text
 
@@ -240,7 +241,7 @@ def normal_form(name: str) -> str:
 def audit_label_space(
     space: LabelSpace,
     captions: Iterable[Sequence[str]] | None = None,
-    hierarchy: Any = None,
+    hierarchy: Hierarchy | None = None,
     n_examples: int = 3,
 ) -> dict[str, dict[str, Any]]:
     """Count what makes a label space unfair, with examples.
@@ -287,11 +288,13 @@ def audit_label_space(
         worded = [" = ".join(_words_for(space, i) for i in group) for group in shared[:n_examples]]
         found[kind] = {"n": len({i for group in shared for i in group}), "examples": worded}
     if hierarchy is not None:
-        here = set(space.ids)
-        above = {i: here & hierarchy.ancestors(id) for i, id in enumerate(space.ids)
-                 if id in hierarchy}  # fmt: skip
-        inside = [(i, min(parents)) for i, parents in above.items() if parents]
-        worded = [f"{_words_for(space, i)} in {_words_for(space, space._number_of[parent])}"
+        inside = []
+        for number, id in enumerate(space.ids):
+            heights = hierarchy.heights(id) if id in hierarchy else {}
+            above = [(height, other) for other, height in heights.items()
+                     if height and other in space._number_of]  # fmt: skip
+            inside += [(number, space._number_of[min(above)[1]])] if above else []
+        worded = [f"{_words_for(space, i)} in {_words_for(space, parent)}"
                   for i, parent in inside[:n_examples]]  # fmt: skip
         found["inside another"] = {"n": len(inside), "examples": worded}
     if captions is not None:

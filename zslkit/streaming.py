@@ -39,7 +39,7 @@ from zslkit.labelspaces import (
 )
 from zslkit.metrics import estimate, harmonic_mean, mean_average_precision, per_frequency
 from zslkit.pairs import Groups, Pairs, open_pairs
-from zslkit.prompts import find_templates
+from zslkit.prompts import Descriptions, find_templates
 from zslkit.provenance import write_json, write_text
 from zslkit.sampling import check_broken, read_batches
 from zslkit.zeroshot import ClassBank, build_class_bank, cached_class_bank, rank_and_total
@@ -174,14 +174,15 @@ def pose(
     templates: Mapping[str, str | Sequence[str]],
     mapping: Mapping[str, Sequence[str]] | None = None,
     cache_dir: str | Path | None = None,
+    descriptions: Descriptions | None = None,
 ) -> dict[str, Question]:
     """Build the banks of every label space under every set of templates, named "SPACE / SET".
 
     Parameters
     ----------
     templates : mapping of str to str or sequence of str
-        As :func:`build_class_bank` takes them; ``{description}`` is filled with the label
-        space's definitions.
+        As :func:`build_class_bank` takes them; ``{description}`` is filled with the texts of
+        ``descriptions``, and of classes that have none there with the label space's definitions.
     mapping : mapping, optional
         Says by hand which classes of the label spaces the set's classes are; see
         :meth:`LabelSpace.match`.
@@ -191,13 +192,22 @@ def pose(
     build = (
         build_class_bank if cache_dir is None else partial(cached_class_bank, cache_dir=cache_dir)
     )
+    # one bank of all names for all spaces, unless each describes them in words of its own
+    every = [*dict.fromkeys(name for space in spaces for name in space.class_names)]
+    row_of, shared = {name: row for row, name in enumerate(every)}, {}
+    for name, texts in templates.items():
+        if not any("{description}" in text for text in find_templates(texts)):
+            shared[name] = build(model, every, texts).embeddings
     questions = {}
     for space in spaces:
         names = AnswerKey(space).prompt_names
         matched = space.match(pairs.class_ids, pairs.class_names, mapping)
         for name, texts in templates.items():
-            asks = any("{description}" in text for text in find_templates(texts))
-            bank = build(model, names, texts, descriptions=space.described if asks else None)
+            if name in shared:
+                bank = ClassBank(shared[name][[row_of[n] for n in names]], names)
+            else:
+                told = {**space.described, **(descriptions or {})}
+                bank = build(model, names, texts, descriptions=told)
             questions[f"{space.name} / {name}"] = Question(space, bank, matched)
     return questions
 

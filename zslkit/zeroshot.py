@@ -57,8 +57,8 @@ def build_class_bank(
     templates : str or sequence of str
         A name in ``TEMPLATES``, or texts with ``{}`` for the class name.
     batch_size : int
-        Prompts, of several classes or a part of one, that pass the text encoder at once; no more
-        are held.
+        Prompts, of several classes or a part of one, that pass the text encoder at once; 32 times
+        as many are held.
     descriptions : mapping from class name to one text or several, optional
         What templates with ``{description}`` are filled with: :func:`prompts.class_prompts`.
 
@@ -83,14 +83,25 @@ def build_class_bank(
     prompts = class_prompts(class_names, templates, descriptions)
     totals, counts = None, torch.zeros(len(class_names), 1)
     with torch.no_grad(), _eval_mode(model):
-        while batch := list(islice(prompts, batch_size)):
-            rows, texts = torch.tensor([row for row, _ in batch]), [text for _, text in batch]
-            embedded = F.normalize(model.encode_text(texts).float().cpu(), dim=-1)
+        while some := list(islice(prompts, 32 * batch_size)):
+            rows, texts = torch.tensor([row for row, _ in some]), [text for _, text in some]
+            embedded = _embed_by_length(model, texts, batch_size)
             if totals is None:
                 totals = embedded.new_zeros(len(class_names), embedded.shape[1])
             totals.index_add_(0, rows, embedded)
             counts.index_add_(0, rows, torch.ones(len(rows), 1))
     return ClassBank(F.normalize(totals / counts, dim=-1), tuple(class_names))
+
+
+def _embed_by_length(model: Any, texts: list[str], batch_size: int) -> Tensor:
+    """Embed texts as unit vectors, those of like length together: padding costs like words."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    parts = [
+        model.encode_text([texts[i] for i in order[start : start + batch_size]]).float().cpu()
+        for start in range(0, len(order), batch_size)
+    ]
+    embedded = F.normalize(torch.cat(parts), dim=-1)
+    return embedded[torch.tensor(order).argsort()]
 
 
 def cached_class_bank(
