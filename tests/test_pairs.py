@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import pickle
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import zslkit.pairs
 from zslkit.images import BrokenImageError
 from zslkit.manifests import load_manifest
 from zslkit.pairs import check_broken, open_pairs
@@ -379,3 +381,16 @@ def test_check_broken_counts_against_the_limit():
     check_broken([], 0, 0.0)
     with pytest.raises(ValueError, match=r"4 of 100 images .* limit of 2\.5%; the first: a, b, c$"):
         check_broken(list("abcd"), 100, 0.025)
+
+
+def test_fingerprints_are_those_of_the_whole_list_as_json():
+    pairs = open_pairs("toy", "test", max_pairs=9)
+    first = pairs._source.read(0)
+    stamp = pairs._source.places["size"][pairs._rows].tobytes() + first.numpy().tobytes()
+    content = json.dumps([pairs.manifest.checksum, "test", *pairs.keys]).encode()
+    assert pairs.image_fingerprint == hashlib.sha256(content + stamp).hexdigest()
+    content = json.dumps([pairs.image_fingerprint, *pairs.captions]).encode()
+    assert pairs.fingerprint == hashlib.sha256(content).hexdigest()
+    many = [str(i) for i in range(70_000)]  # more than one piece
+    expected = hashlib.sha256(json.dumps(many).encode()).hexdigest()
+    assert zslkit.pairs._sha256(many) == expected

@@ -17,9 +17,11 @@ from zslkit.encoders import build_dual_encoder
 from zslkit.evaluation import embed_images, rank_labelled_images, zeroshot_metrics
 from zslkit.hierarchy import Hierarchy
 from zslkit.labelspaces import POLICIES, LabelSpace, from_names, own_label_space
+from zslkit.metrics import reliability
 from zslkit.pairs import Groups, open_pairs
+from zslkit.protocols import risk_coverage
 from zslkit.streaming import Asked, evaluate_run, evaluate_stream, pose, rank_images
-from zslkit.zeroshot import build_class_bank
+from zslkit.zeroshot import build_class_bank, class_probabilities
 
 SMALL = {"batch_size": 3, "block_size": 8}
 
@@ -56,6 +58,13 @@ def test_figures_are_those_of_all_scores_at_once(model, config, pairs, tmp_path)
     for policy in POLICIES:
         for name, value in expected.items():
             assert facts["hits"][policy][name] == pytest.approx(value)
+    result = rank_labelled_images(model, config, split="test")
+    sure = class_probabilities(result.embeddings, result.bank, result.scores, model.logit_scale)
+    right = result.indices[:, 0].numpy() == result.labels
+    assert facts["certainty"] == pytest.approx({
+        "calibration error": reliability(sure[:, 0], right)["ece"],
+        "area under risk over coverage": risk_coverage(sure[:, 0], right).area,
+    }, abs=1e-5)  # fmt: skip
     assert facts["n"] == len(pairs) == 32
     assert facts["left out"] == {"images": 0, "classes": []}
     assert facts["label space"]["sha256"] == own_label_space(pairs).checksum

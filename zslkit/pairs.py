@@ -5,10 +5,10 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from itertools import compress
+from itertools import chain, compress, islice
 from pathlib import Path
 
 import numpy as np
@@ -132,12 +132,12 @@ class Pairs(Sequence):
     def image_fingerprint(self) -> str:
         """Sha256 of which images these are, whatever their captions: a key for cached features."""
         stamp = self._source.stamp(self._rows)
-        return _sha256([self.manifest.checksum, self.split, *self.keys], stamp)
+        return _sha256(chain((self.manifest.checksum, self.split), self.keys), stamp)
 
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 of images and captions, and so of the noise, seed and max_pairs in effect."""
-        return _sha256([self.image_fingerprint, *self.captions])
+        return _sha256(chain((self.image_fingerprint,), self.captions))
 
 
 def open_pairs(
@@ -362,8 +362,14 @@ def _read_frame(root: Path, table: str, columns: Sequence[str], where: dict[str,
     return frame
 
 
-def _sha256(texts: Sequence, data: bytes = b"") -> str:
-    return hashlib.sha256(json.dumps(texts).encode() + data).hexdigest()
+def _sha256(texts: Iterable, data: bytes = b"") -> str:
+    """Hash the JSON text of a list, in pieces: of millions of keys it would fill gigabytes."""
+    digest, texts, comma = hashlib.sha256(b"["), iter(texts), ""
+    while some := list(islice(texts, 65536)):
+        digest.update((comma + json.dumps(some)[1:-1]).encode())
+        comma = ", "
+    digest.update(b"]" + data)
+    return digest.hexdigest()
 
 
 _READERS = {

@@ -37,9 +37,16 @@ from zslkit.labelspaces import (
     seen_in,
     union,
 )
-from zslkit.metrics import estimate, harmonic_mean, mean_average_precision, per_frequency
+from zslkit.metrics import (
+    estimate,
+    harmonic_mean,
+    mean_average_precision,
+    per_frequency,
+    reliability,
+)
 from zslkit.pairs import Groups, Pairs, open_pairs
 from zslkit.prompts import Descriptions, find_templates
+from zslkit.protocols import risk_coverage
 from zslkit.provenance import write_json, write_text
 from zslkit.sampling import check_broken, read_batches
 from zslkit.zeroshot import ClassBank, build_class_bank, cached_class_bank, rank_and_total
@@ -290,6 +297,7 @@ def evaluate_stream(
         here = _Here(question, key, rankings[name], owner, truth)
         facts = _describe(pairs, question, readable, owner)
         facts["hits"] = _hits(here, ks)
+        facts["certainty"] = _certainty(here, model.logit_scale.item())
         if pairs.negatives is not None:
             facts["mean average precision"] = _average_precision(here, asked[name], readable)
         if captions is not None:
@@ -399,6 +407,17 @@ def _hits(here: _Here, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
             f"hit@{k}": estimate(places < k, chance=min(1.0, k / n_answers)) for k in ks
         }
     return hits
+
+
+def _certainty(here: _Here, logit_scale: float) -> dict[str, float]:
+    """Compare the probability of the first name with how often it is a name of the true class."""
+    ranking, rows = here.ranking, here.asked_images
+    confidence = (logit_scale * ranking.scores[rows, 0] - ranking.totals[rows]).exp().clamp(max=1)
+    right = here.places("merge_duplicates") < 1
+    return {
+        "calibration error": reliability(confidence.numpy(), right)["ece"],
+        "area under risk over coverage": risk_coverage(confidence, right).area,
+    }
 
 
 def _average_precision(here: _Here, asked: "_Verified", readable: np.ndarray) -> dict[str, Any]:
