@@ -16,6 +16,7 @@ from zslkit.labelspaces import (
     from_names,
     load_label_space,
     normal_form,
+    read_label_map,
     seen_in,
     shared_classes,
     union,
@@ -281,3 +282,14 @@ def test_official_lists_of_classes_are_label_spaces(tmp_path, monkeypatch):
     assert load_label_space("some_images", data_root=data) == space
     with pytest.raises(ValueError, match="manifest 'toy': kind 'toy' lists no classes"):
         load_label_space("toy")
+
+
+def test_a_label_map_is_read_or_refused(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text('{"dog": ["n1", "n2"], "eel": []}')
+    assert read_label_map(path) == {"dog": ["n1", "n2"], "eel": []}
+    assert read_label_map(None) is None
+    for wrong in ("{", "[3]", '{"dog": 3}', '{"dog": [3]}', '{"dog": "n1"}'):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=r"map.json': must be JSON such as"):
+            read_label_map(path)

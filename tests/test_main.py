@@ -130,6 +130,24 @@ def test_evaluation_takes_another_split(run_dir):
     assert run_line("evaluate", run_dir, "--manifest", "none").count("hit@1") == 0
 
 
+def test_evaluation_among_other_classes_leaves_a_file(run_dir, tmp_path):
+    line = ["evaluate", run_dir, "--label-space", "own", "--label-space", "own+cifar10"]
+    found = json.loads(run_line(*line, "--templates", "none", "--output-dir", tmp_path / "out"))
+    assert list(found["questions"]) == ["tiny / none", "tiny+cifar10 / none"]
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    own = json.loads(run_line("evaluate", run_dir, "--label-space", "own"))["questions"]
+    assert list(own) == ["tiny / run's own"]
+    assert (run_dir / "evaluation" / "evaluation.json").is_file()
+
+
+def test_options_of_label_spaces_alone_are_refused(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["zslkit", "evaluate", str(run_dir), "--templates", "none"])
+    with pytest.raises(SystemExit):
+        main()
+    message = "zslkit: --templates belongs to --label-space, which is not given\n"
+    assert capsys.readouterr().err == message
+
+
 def test_predicting_names_classes_by_probability(run_dir, tmp_path):
     pairs = open_pairs(load_run(run_dir).config.manifest, "test")
     for number in range(2):

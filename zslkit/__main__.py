@@ -98,13 +98,15 @@ def evaluate(
         typer.echo(json.dumps(measure(run.model, config), indent=2))
         return
     from zslkit import dist
+    from zslkit.labelspaces import read_label_map
     from zslkit.streaming import evaluate_run
+    from zslkit.trainer import choose_device
 
     folder = output_dir or run_dir / "evaluation"
-    mapping = json.loads(label_map.read_text("utf-8")) if label_map else None
-    dist.start(next(run.model.parameters()).device)
+    mapping = read_label_map(label_map)
+    dist.start(device := choose_device(config.device))
     named = {name: name for name in templates or ()} or {"run's own": config.prompt_templates}
-    found = evaluate_run(run.model, config, label_space, named, folder, mapping=mapping)
+    found = evaluate_run(run.model.to(device), config, label_space, named, folder, mapping=mapping)
     if dist.rank() == 0:
         typer.echo(json.dumps(found, indent=2))
         typer.echo(folder / "evaluation.json", err=True)

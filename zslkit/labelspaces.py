@@ -218,6 +218,28 @@ def own_label_space(pairs: Any) -> LabelSpace:
     return LabelSpace(pairs.manifest.name, pairs.class_ids, names, ("",) * len(names), source)
 
 
+def read_label_map(path: str | Path | None) -> dict[str, list[str]] | None:
+    """Read a JSON file of class name to ids, for :meth:`LabelSpace.match`; None stays None.
+
+    Raises
+    ------
+    ValueError
+        If the file is anything else.
+    FileNotFoundError
+        If there is no such file.
+    """
+    if path is None:
+        return None
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+        sound = all(isinstance(id, str) for ids in found.values() for id in ids)
+    except (json.JSONDecodeError, AttributeError, TypeError):
+        sound = False
+    if not sound or any(isinstance(ids, str) for ids in found.values()):
+        raise ValueError(f'label_map={str(path)!r}: must be JSON such as {{"dog": ["n02084071"]}}')
+    return found
+
+
 def union(a: LabelSpace, b: LabelSpace) -> LabelSpace:
     """Put the classes of two label spaces together, those of the first before the others.
 
