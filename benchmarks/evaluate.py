@@ -5,8 +5,6 @@ contender in processes of their own, in turn, and writes a results file.
 """
 
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -16,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from zslkit.provenance import machine
 
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
 IMAGES, CLASSES, DIMENSION, KS, ROUNDS = 50_000, 22_843, 768, (1, 2, 5, 10), 3
@@ -126,11 +126,7 @@ def main():
             "zslkit / bare, in place": round(seconds["zslkit"] / seconds["bare, in place"], 2),
             "scikit-learn / zslkit": round(seconds["scikit-learn"] / seconds["zslkit"], 1),
         },
-        "machine": {
-            "platform": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
+        "machine": machine(),
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results["ratio"], indent=2))

@@ -6,8 +6,6 @@ the classes of its labelled images: their own, and these among 1,000. Writes a r
 
 import contextlib
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ import torch
 from clip_benchmark.metrics import zeroshot_classification as judge
 
 import zslkit as zk
+from zslkit.provenance import machine
 
 RESULTS = Path(__file__).parent / "results" / "judge.json"
 
@@ -79,11 +78,9 @@ def main(run_dir, manifest=None, split=None, data_root=None):
                 seconds["zslkit"] / seconds["clip-benchmark"], 2
             ),
         }
-    machine = {"platform": platform.machine(), "cores": os.cpu_count()}
-    machine["threads"] = torch.get_num_threads()
     words = f"{len(templates)} templates, images of {name}, {config.image_encoder}"
     facts = {"what": f"hit@1, hit@5 and seconds of both evaluators, {words}", **results}
-    RESULTS.write_text(json.dumps(facts | {"machine": machine}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(facts | {"machine": machine()}, indent=2) + "\n")
     print(json.dumps(facts, indent=2))
 
 
