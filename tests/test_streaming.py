@@ -83,7 +83,7 @@ def test_ranks_scores_and_probabilities_are_those_of_the_whole_matrix(
     found = rankings["x"]
     assert readable.tolist() == list(range(32))
     torch.testing.assert_close(found.scores, scores.topk(7).values)
-    torch.testing.assert_close(scores.gather(1, found.indices), found.scores)
+    torch.testing.assert_close(scores.gather(1, found.indices.long()), found.scores)
     torch.testing.assert_close(found.totals, (model.logit_scale.detach() * scores).logsumexp(1))
     torch.testing.assert_close(found.asked, scores[asked.images, asked.rows])
 

@@ -384,10 +384,10 @@ class AnswerKey:
         """Say how many names must be ranked so that k answers are certain under every policy."""
         return min(len(self.prompt_names), k * int(np.bincount(self._group).max()))
 
-    def first_right(
+    def places(
         self, ranked: Any, owner: np.ndarray, true_classes: np.ndarray, policy: Policy
     ) -> np.ndarray:
-        """Find the place of the first right answer for each image, 0 for the best.
+        """Find the place of the first answer that is right for each true class, 0 for the best.
 
         Parameters
         ----------
@@ -398,7 +398,7 @@ class AnswerKey:
 
         Returns
         -------
-        ndarray of shape (N,), int64
+        ndarray of shape (M,), int64
             ``C`` where no right answer is among those kept.
 
         Raises
@@ -408,12 +408,10 @@ class AnswerKey:
         """
         if policy not in POLICIES:
             raise ValueError(f"policy={policy!r}: no such policy; {nearest(policy, POLICIES)}")
-        ranked = np.asarray(ranked)
-        places = np.full(len(ranked), len(self.space), np.int64)
+        ranked, found = np.asarray(ranked), [np.empty(0, np.int64)]
         for start in range(0, len(owner), 65536):  # bounds the (M, K) arrays
-            image = owner[start : start + 65536]
+            rows = ranked[owner[start : start + 65536]]
             truth = true_classes[start : start + 65536]
-            rows = ranked[image]
             if policy == "strict":
                 right = rows == self.row_of[truth][:, None]
                 members = self._members[rows]
@@ -426,9 +424,16 @@ class AnswerKey:
                     wanted = truth[:, None] * len(self.prompt_names) + rows
                     right = np.isin(wanted, self._accepted)
                 place = _is_new(groups).cumsum(axis=1) - 1
-            best = np.where(right, place, len(self.space)).min(axis=1)
-            np.minimum.at(places, image, best)
-        return places
+            found.append(np.where(right, place, len(self.space)).min(axis=1))
+        return np.concatenate(found)
+
+    def first_right(
+        self, ranked: Any, owner: np.ndarray, true_classes: np.ndarray, policy: Policy
+    ) -> np.ndarray:
+        """Find the place of the first right answer for each image, (N,); see :meth:`places`."""
+        best = np.full(len(ranked), len(self.space), np.int64)
+        np.minimum.at(best, owner, self.places(ranked, owner, true_classes, policy))
+        return best
 
     def first_classes(self, ranked: Any, k: int) -> np.ndarray:
         """List the first k classes of each image as ``strict`` reads them, int64 (N, k)."""

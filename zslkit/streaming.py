@@ -60,7 +60,7 @@ class Ranking(NamedTuple):
     scores: Tensor
     """(N, K) cosine similarities, float32, best first."""
     indices: Tensor
-    """(N, K) rows of the bank, int64."""
+    """(N, K) rows of the bank, int32: half the space."""
     totals: Tensor
     """(N,) logarithm of the softmax's denominator over all U names, at the learned scale."""
     asked: Tensor
@@ -380,9 +380,7 @@ class _Here(NamedTuple):
     @property
     def places_of_classes(self) -> np.ndarray:
         """Find the place, strictly, of each true class: an image with two counts for both."""
-        alone = np.arange(len(self.owner))
-        ranked = self.ranking.indices[self.owner]
-        return self.key.first_right(ranked, alone, self.truth, "strict")
+        return self.key.places(self.ranking.indices, self.owner, self.truth, "strict")
 
 
 def _describe(pairs: Pairs, question: Question, readable: np.ndarray, owner: np.ndarray) -> dict:
@@ -542,7 +540,6 @@ def _write_part(
     tensors = {"rows": torch.from_numpy(rows)}
     for name, ranking in found.items():
         for field, values in ranking._asdict().items():
-            # class numbers in half of the space on disk
             tensors[f"{name}|{field}"] = (values.int() if field == "indices" else values).cpu()
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file(tensors, temporary, {"broken": json.dumps(broken)})
@@ -568,7 +565,7 @@ def _collect(
         )
         for name in banks
     }
-    return rows, {name: r._replace(indices=r.indices.long()) for name, r in rankings.items()}
+    return rows, rankings
 
 
 def _agree(path: Path, plan: Mapping[str, Any]) -> None:
