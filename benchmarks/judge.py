@@ -4,7 +4,6 @@
 the classes of its labelled images: their own, and these among 1,000. Writes a results file.
 """
 
-import contextlib
 import json
 import sys
 import tempfile
@@ -56,10 +55,8 @@ def main(run_dir, manifest=None, split=None, data_root=None):
         start = time.perf_counter()
         # NumPy 2.4 refuses float() of arrays with one element, which the judge's code takes
         torch.Tensor.numpy = lambda self: as_array(self).squeeze()
-        with contextlib.redirect_stderr(None):
-            theirs = judge.evaluate(
-                clip, loader, tokenizer, list(space.class_names), texts, "cpu", amp=False
-            )
+        names = list(space.class_names)
+        theirs = judge.evaluate(clip, loader, tokenizer, names, texts, "cpu", amp=False)
         torch.Tensor.numpy = as_array
         between = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

@@ -130,6 +130,15 @@ def test_evaluation_takes_another_split(run_dir):
     assert run_line("evaluate", run_dir, "--manifest", "none").count("hit@1") == 0
 
 
+def test_retrieval_is_measured_on_any_pairs(run_dir, tmp_path):
+    other = json.loads(Path(load_run(run_dir).config.manifest).read_text())
+    other["splits"]["few"] = {"scenes": "train", "n": 20}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    line = ["evaluate", run_dir, "--pairs", tmp_path / "other.json", "--pairs-split", "few"]
+    found = json.loads(run_line(*line))["retrieval"]
+    assert found["image_to_text"]["recall@1"]["n"] == 20
+
+
 def test_evaluation_among_other_classes_leaves_a_file(run_dir, tmp_path):
     line = ["evaluate", run_dir, "--label-space", "own", "--label-space", "own+cifar10"]
     found = json.loads(run_line(*line, "--templates", "none", "--output-dir", tmp_path / "out"))

@@ -72,6 +72,8 @@ def evaluate(
     manifest: Annotated[Text, typer.Option(help="Labelled images to name.")] = None,
     split: Annotated[Text, typer.Option(help="Split of that manifest.")] = None,
     data_root: DataRoot = None,
+    pairs: Annotated[Text, typer.Option(help="Manifest of pairs for retrieval.")] = None,
+    pairs_split: Annotated[Text, typer.Option(help="Split of these.")] = None,
     label_space: Annotated[
         Texts,
         typer.Option(help="Rank these classes: own, own+imagenet1k, FILE ...; may be given again."),
@@ -90,6 +92,7 @@ def evaluate(
 
     run = load_run(run_dir)
     changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
+    changes |= {"manifest": pairs, "test_split": pairs_split}
     config = RunConfig.from_parameters(changes, base=run.config)
     if label_space is None:
         if lost := [n for n, v in {"templates": templates, "label-map": label_map,
