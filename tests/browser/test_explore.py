@@ -1,7 +1,7 @@
 """Notebook 07 in a real JupyterLab and a real browser: what a person does, and then sees.
 
-Needs playwright (``pip install playwright``, in no lock) and Chromium on the path; skipped, with
-the reason, where one is missing. ``ZSLKIT_SCREENSHOTS`` names a folder that keeps pictures.
+Needs playwright and Chromium on the path (``.ci/run`` installs it); skipped, with the reason, where
+one is missing. ``ZSLKIT_SCREENSHOTS`` names a folder that keeps pictures.
 """
 
 import csv
