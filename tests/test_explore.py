@@ -1,7 +1,9 @@
 """One photo and one batch asked by hand: nothing twice, and maps that agree with the formula."""
 
 import math
+import re
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -9,10 +11,11 @@ from torch import nn
 import zslkit.explore
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
-from zslkit.explore import Namer, embed_batch, target_table, teacher_of
+from zslkit.explore import Namer, embed_batch, imagenet_names, target_table, teacher_of
 from zslkit.pairs import open_pairs
 from zslkit.targets import target_statistics
 from zslkit.trainer import train
+from zslkit.zeroshot import build_class_bank, class_probabilities, rank_classes
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,52 @@ def test_a_bank_that_is_stopped_keeps_what_it_has_embedded(model, pixels):
     namer.tell = asked.append
     assert len(namer.predict(image, names, ["{}"], 2)) == 2
     assert asked == [256, 512]
+
+
+def test_what_is_known_is_ranked_as_if_it_were_new(model, pixels):
+    namer, names, templates = Namer(model), ["cat", "dog", "owl"], ["a {}.", "the {}"]
+    image = namer.encode_image("x", pixels)
+    namer.predict(image, ["owl", "ant"], templates, 2)
+    fresh = Namer(model)
+    expected = fresh.predict(fresh.encode_image("x", pixels), names, templates, 2)
+    pd.testing.assert_frame_equal(namer.predict(image, names, templates, 2), expected)
+    bank = build_class_bank(model, names, templates)
+    scores, _ = rank_classes(image[None], bank, 2)
+    shares = class_probabilities(image[None], bank, scores, model.logit_scale)
+    assert expected["probability"].tolist() == pytest.approx(shares[0].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "words"),
+    [
+        ([], ["{}"], "must not be empty"),
+        (["cat"], [], "must not be empty"),
+        (["cat", "cat"], ["{}"], "1 class names occur more than once: cat"),
+        (["cat"], ["a"], "templates without {}"),
+    ],
+)
+def test_what_is_wrong_with_classes_is_said_also_of_known_ones(
+    model, pixels, names, templates, words
+):
+    namer = Namer(model)
+    image = namer.encode_image("x", pixels)
+    namer.predict(image, ["cat"], ["{}"], 1)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        namer.predict(image, names, templates, 1)
+
+
+def test_a_set_of_templates_is_forgotten_when_three_others_have_come(model, pixels):
+    namer = Namer(model)
+    image = namer.encode_image("x", pixels)
+    for text in ("a {}", "b {}", "c {}", "d {}", "e {}"):
+        namer.predict(image, ["cat"], [text], 1)
+    assert list(namer._classes) == [("b {}",), ("c {}",), ("d {}",), ("e {}",)]
+
+
+def test_classes_of_imagenet_are_named_by_their_first_words():
+    names = imagenet_names()
+    assert (len(names), len(set(names)), names[:2]) == (998, 998, ["tench", "goldfish"])
+    assert len(imagenet_names("imagenet-22k")) == 20_099
 
 
 @pytest.mark.parametrize("mode", ["train", "frozen"])

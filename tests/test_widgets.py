@@ -91,6 +91,36 @@ def test_quotes_protect_commas_and_doubles_are_said(explorer):
     assert "Typed more than once: bat" in explorer.message.value
 
 
+def test_a_label_space_is_chosen_and_searched(run):
+    spaces = {"animals": ["tabby cat", "Tiger Cat", "dog", "dog", "owl"], "things": ["cup"]}
+    explorer = ZeroShotExplorer(run, k=10, debounce=0, label_spaces=spaces)
+    named = lambda: set(explorer.predictions["class_name"])  # noqa: E731
+    assert explorer.search.layout.display == "none"
+    explorer.classes.value = "zebra, owl"
+    assert named() == {"zebra", "owl"}
+    explorer.space.value = "animals"
+    assert named() == {"zebra", "owl", "tabby cat", "Tiger Cat", "dog"}
+    assert "best 5 of 5 classes" in explorer.view.value
+    assert explorer.search.layout.display is None
+    explorer.search.value = " CAT, d"
+    assert named() == {"zebra", "owl", "tabby cat", "Tiger Cat", "dog"}
+    explorer.search.value = "CAT"
+    assert named() == {"zebra", "owl", "tabby cat", "Tiger Cat"}
+    explorer.classes.value = ""
+    assert named() == {"tabby cat", "Tiger Cat"}
+    assert "2 of 4 classes have &#39;CAT&#39;" in explorer.message.value
+    explorer.search.value = EVIL
+    assert "0 of 4 classes have" in explorer.message.value
+    assert "Type the name of a class" in explorer.message.value
+    assert "<script>" not in explorer.message.value
+    explorer.search.value, explorer.space.value = "", "things"
+    assert named() == {"cup"}
+
+
+def test_without_label_spaces_there_is_none_to_choose(explorer):
+    assert explorer.space.layout.display == explorer.search.layout.display == "none"
+
+
 @pytest.mark.parametrize(
     ("control", "value", "words"),
     [

@@ -18,7 +18,7 @@ from zslkit.objective import Embedded
 from zslkit.pairs import Pairs
 from zslkit.targets import target_statistics
 from zslkit.teacher import build_teacher
-from zslkit.zeroshot import ClassBank, build_class_bank, class_probabilities, rank_classes
+from zslkit.zeroshot import ClassBank, build_class_bank, rank_classes
 
 _MAX_PROMPTS = 300_000  # embeddings of prompts kept: 600 MB at D = 512
 
@@ -43,7 +43,7 @@ class Namer:
         self.tell: Callable[[int], None] = lambda known: None
         self._images: dict[str, Tensor] = {}
         self._prompts: dict[str, Tensor] = {}
-        self._banks: dict[tuple, ClassBank] = {}
+        self._classes: dict[tuple[str, ...], dict[str, Tensor]] = {}  # of each set of templates
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -51,7 +51,7 @@ class Namer:
         if new := [text for text in dict.fromkeys(texts) if text not in self._prompts]:
             self.tell(len(self._prompts))
             if len(self._prompts) + len(new) > _MAX_PROMPTS:
-                self._prompts, new = {}, list(dict.fromkeys(texts))
+                self._prompts, self._classes, new = {}, {}, list(dict.fromkeys(texts))
             self._prompts |= zip(new, self.model.encode_text(new).float().cpu(), strict=True)
         return torch.stack([self._prompts[text] for text in texts])
 
@@ -86,13 +86,13 @@ class Namer:
         from pandas import DataFrame
 
         bank = self._bank(tuple(class_names), tuple(templates))
-        similarities, indices = rank_classes(image[None], bank, min(k, len(bank.class_names)))
-        scale = self.model.logit_scale
-        probabilities = class_probabilities(image[None], bank, similarities, scale)[0]
-        columns = {"rank": range(1, len(indices[0]) + 1)}
-        columns["class_name"] = [bank.class_names[i] for i in indices[0].tolist()]
-        columns |= {"similarity": similarities[0].tolist(), "probability": probabilities.tolist()}
-        return DataFrame(columns)
+        # all of them, so that one product gives the best as well as what the softmax divides by
+        similarities, indices = rank_classes(image[None], bank, len(bank.class_names))
+        scale = torch.as_tensor(self.model.logit_scale).detach().to(similarities)
+        best, shares = similarities[0, :k].tolist(), (scale * similarities).softmax(dim=1)[0, :k]
+        names = [bank.class_names[i] for i in indices[0, :k].tolist()]
+        columns = {"rank": range(1, len(names) + 1), "class_name": names}
+        return DataFrame(columns | {"similarity": best, "probability": shares.tolist()})
 
     def light(
         self, pixels: Tensor, class_name: str, templates: Sequence[str]
@@ -146,11 +146,25 @@ class Namer:
         return view, heat / heat.max().clamp_min(1e-12)
 
     def _bank(self, class_names: tuple[str, ...], templates: tuple[str, ...]) -> ClassBank:
-        key = class_names, templates
-        if key not in self._banks:
-            bank = build_class_bank(self, class_names, templates)
-            self._banks = {**dict([*self._banks.items()][-3:]), key: bank}
-        return self._banks[key]
+        known = self._classes.get(templates, {})
+        new = [name for name in class_names if name not in known]
+        if new or len(set(class_names)) < max(1, len(class_names)):  # the latter is an error
+            found = build_class_bank(self, new or class_names, templates).embeddings
+            known |= zip(new, found, strict=True)
+        others = [item for item in self._classes.items() if item[0] != templates]
+        self._classes = dict([*others[-3:], (templates, known)])
+        return ClassBank(torch.stack([known[name] for name in class_names]), class_names)
+
+
+def imagenet_names(subset: str = "imagenet-1k") -> list[str]:
+    """List ImageNet's classes by the first word for each; 1,000 synsets have 998 such names.
+
+    ``subset`` is one of timm's: imagenet-1k, imagenet-12k, imagenet-21k, imagenet-22k and others.
+    """
+    from timm.data import ImageNetInfo
+
+    lemmas = ImageNetInfo(subset).label_descriptions(detailed=False)
+    return list(dict.fromkeys(words.partition(",")[0] for words in lemmas))
 
 
 def teacher_of(run_or_config: Run | RunConfig) -> tuple[DualEncoder, str]:

@@ -139,7 +139,8 @@ class ZeroShotExplorer(_Live):
     """Type class names and see how a model ranks them for a photo.
 
     Its controls are attributes, so that a script can set their ``value``: ``source``, ``row``,
-    ``upload``, ``path``, ``classes``, ``templates``, ``k``, ``light``, ``model``, ``beside``.
+    ``upload``, ``path``, ``space``, ``search``, ``classes``, ``templates``, ``k``, ``light``,
+    ``model``, ``beside``.
 
     Parameters
     ----------
@@ -157,6 +158,9 @@ class ZeroShotExplorer(_Live):
         Classes shown at first.
     debounce : float
         Seconds without a change before an answer is computed; 0 computes at once.
+    label_spaces : mapping of names to sequences of str, optional
+        Lists of classes to choose from: those of one, or of it what is searched for, compete
+        with what is typed. Of 20,000 names none passes between page and kernel.
 
     Raises
     ------
@@ -173,6 +177,7 @@ class ZeroShotExplorer(_Live):
         captions: Sequence[str] = (),
         k: int = 5,
         debounce: float = 0.15,
+        label_spaces: Mapping[str, Sequence[str]] | None = None,
     ):
         several = isinstance(run_or_model, Mapping)
         self._models = dict(run_or_model) if several else {_name(run_or_model): run_or_model}
@@ -187,6 +192,7 @@ class ZeroShotExplorer(_Live):
         lines = TEMPLATES.get(templates, [templates]) if isinstance(templates, str) else templates
         self._manifest = None if pairs is None else pairs.manifest
         self._pairs = {} if pairs is None else {f"split {pairs.split}": pairs}
+        self._spaces = {name: list(dict.fromkeys(s)) for name, s in (label_spaces or {}).items()}
         self._captions, self._namers = list(dict.fromkeys(captions)), {}
         super().__init__(self._new_controls(class_names, lines, k), debounce)
         self._arrange()
@@ -217,12 +223,15 @@ class ZeroShotExplorer(_Live):
         splits = [f"split {name}" for name in self._manifest.splits] if self._pairs else []
         first = next(iter(self._pairs), "upload")
         last = len(self._pairs[first]) - 1 if self._pairs else 0
+        spaces = [(f"{name} ({len(names):,})", name) for name, names in self._spaces.items()]
         menu, area = partial(_control, box.Dropdown), partial(box.Textarea, layout={"width": "97%"})
         return {
             "source": menu("photo from", options=[*splits, "upload", "path"], value=first),
             "row": _control(box.IntSlider, "photo number", max=last),
             "upload": _upload_button(),
             "path": _control(box.Text, "file", continuous_update=False, placeholder="photo.jpg"),
+            "space": menu("label space", options=[("only what is typed", ""), *spaces], value=""),
+            "search": _control(box.Text, "of it only", placeholder="dog, cat"),
             "classes": area("\n".join(map(_quoted, names)), rows=7, placeholder="dog, cat"),
             "templates": area("\n".join(lines), rows=3, placeholder="a photo of a {}."),
             "k": _control(box.IntSlider, "classes shown", value=k, min=1, max=most),
@@ -254,10 +263,11 @@ class ZeroShotExplorer(_Live):
     def _idle(self, wanted: Mapping[str, Any]) -> set[str]:
         used = "row" if wanted["source"].startswith("split ") else wanted["source"]
         single = {"model", "beside"} if len(self._models) == 1 else set()
+        single |= set() if wanted["space"] else {"search"} if self._spaces else {"space", "search"}
         return {"row", "upload", "path"} - {used} | single
 
     def _compute(self, wanted: Mapping[str, Any], tell: Callable) -> tuple[dict[str, Any], str]:
-        photo, (names, notes) = self._photo(wanted), _class_names(wanted["classes"])
+        photo, (names, notes) = self._photo(wanted), self._names(wanted)
         templates = [line for line in wanted["templates"].splitlines() if line.strip()]
         tables = {}
         for run in dict.fromkeys(filter(None, (wanted["model"], wanted["beside"]))):
@@ -267,6 +277,7 @@ class ZeroShotExplorer(_Live):
             tables[run] = namer.predict(image, names, templates, wanted["k"])
         ranked = pd.concat(tables, names=["run", ""]).reset_index("run").reset_index(drop=True)
         result = {"photo": photo, "ranked": ranked, "picture": _small(photo.pixels, 320)}
+        result["n_classes"] = len(names)
         height, width = photo.pixels.shape[1:]
         if height * width > _LARGE:
             notes.append(f"{width} × {height} pixels: reduced for the model and for this page.")
@@ -282,6 +293,19 @@ class ZeroShotExplorer(_Live):
             image = namer.encode_image(photo.key, photo.pixels)
             result["near"] = namer.predict(image, self._captions, ["{}"], 3)
         return result, " ".join(notes)
+
+    def _names(self, wanted: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """Get the classes that compete, and notes on them; a ValueError if there are none."""
+        typed, notes = _class_names(wanted["classes"])
+        found = space = self._spaces.get(wanted["space"], [])
+        parts = [*filter(None, map(str.strip, wanted["search"].casefold().split(",")))]
+        if space and parts:
+            found = [name for name in space if any(part in name.casefold() for part in parts)]
+            notes.append(f"{len(found):,} of {len(space):,} classes have {wanted['search']!r}.")
+        if not found and not typed:
+            ask = "Type the name of a class: one per line, or commas between them."
+            raise ValueError(" ".join([*notes, ask]))
+        return list(dict.fromkeys([*typed, *found])), notes
 
     def _photo(self, wanted: Mapping[str, Any]) -> _Photo:
         """Get the photo that is asked for; a ValueError says in words why there is none."""
@@ -322,10 +346,18 @@ class ZeroShotExplorer(_Live):
         if self.source.value in self._pairs:  # a split that has just been opened
             self.row.max = len(self._pairs[self.source.value]) - 1
 
-    def _html(self, photo: _Photo, ranked: pd.DataFrame, picture: Any, near: Any = None) -> str:
+    def _html(
+        self,
+        photo: _Photo,
+        ranked: pd.DataFrame,
+        picture: Any,
+        n_classes: int,
+        near: Any = None,
+    ) -> str:
         groups = ranked.groupby("run", sort=False)
         tables = [(run, rows.to_dict("records")) for run, rows in groups]
-        facts = photo.title, photo.truth, tables, [] if near is None else near.to_dict("records")
+        near = [] if near is None else near.to_dict("records")
+        facts = photo.title, photo.truth, tables, n_classes, near
         return str(_PAGE.naming(_jpeg(picture), *facts, _csv(ranked)))
 
 
@@ -479,8 +511,6 @@ def _class_names(text: str) -> tuple[list[str], list[str]]:
     """Split what was typed at lines and commas, outside of quotes; also a note on repetitions."""
     rows = (next(csv.reader([line], skipinitialspace=True), []) for line in text.splitlines())
     counts = Counter(name.strip() for row in rows for name in row if name.strip())
-    if not counts:
-        raise ValueError("Type the name of a class: one per line, or commas between them.")
     twice = [name for name, count in counts.items() if count > 1]
     return list(counts), [f"Typed more than once: {', '.join(twice[:3])}."] if twice else []
 
