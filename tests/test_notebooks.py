@@ -23,7 +23,7 @@ OWN = {  # parameters that are a notebook's, not a run's
         *("preset", "image_encoders", "text_encoders", "other_weights", "max_images"),
         "timed_items",
     },
-    "03_train": {"preset", "held_out_split"},
+    "03_train": {"preset", "held_out_split", "live_seconds"},
     "04_temperature_ablation": {
         *("preset", "temperatures", "contrastive_weights", "seeds", "metric", "jobs")
     },

@@ -9,11 +9,13 @@ import threading
 from base64 import b64decode
 from datetime import datetime, timezone
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ipykernel.kernelapp import IPKernelApp
 from PIL import Image
 
 import zslkit.widgets
@@ -22,7 +24,7 @@ from zslkit.evaluation import example_targets
 from zslkit.explore import Namer, teacher_of
 from zslkit.pairs import open_pairs
 from zslkit.trainer import train
-from zslkit.widgets import SoftLabelMicroscope, ZeroShotExplorer
+from zslkit.widgets import SoftLabelMicroscope, TrainingMonitor, ZeroShotExplorer, _panel
 from zslkit.zeroshot import ZeroShotClassifier
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -579,3 +581,59 @@ def test_a_run_without_teacher_is_judged_by_its_student(run):
     )
     assert "its student stands in" in microscope.message.value
     assert teacher_of(alone)[0] is run.model
+
+
+# training monitor
+
+
+def test_curves_follow_the_training_and_no_number_changes(tiny_settings, tmp_path):
+    config = RunConfig(**{**tiny_settings, "max_steps": 4, "output_dir": str(tmp_path / "a")})
+    monitor, drawn = TrainingMonitor(seconds=0), []
+    monitor.view.observe(lambda change: drawn.append(change["new"]), "value")
+    watched = train(config, [lambda run, row: {"held-out recall": 0.5}, monitor])
+    assert len(drawn) == 4
+    for words in ("loss (nats)", "contrastive", "distillation", "logit scale", "held-out recall"):
+        assert words in monitor.view.value
+    assert "Step 4 of 4" in monitor.message.value
+    alone = train(config.model_copy(update={"output_dir": str(tmp_path / "b")}))
+    torch.testing.assert_close(watched.model.state_dict(), alone.model.state_dict(), rtol=0, atol=0)
+    assert [row["loss"] for row in watched.history] == [row["loss"] for row in alone.history]
+
+
+def test_curves_are_drawn_now_and_then(tiny_settings, tmp_path):
+    monitor, drawn = TrainingMonitor(seconds=3600), []
+    monitor.view.observe(lambda change: drawn.append(change["new"]), "value")
+    config = RunConfig(**{**tiny_settings, "max_steps": 4, "output_dir": str(tmp_path)})
+    train(config, [monitor])
+    assert len(drawn) == 2  # the first and the last
+
+
+def test_the_button_knows_the_kernel_and_when_all_is_over(tiny_settings, tmp_path, monkeypatch):
+    assert TrainingMonitor().stop.kernel == ""  # no kernel here
+    kernel = SimpleNamespace(connection_file="x/kernel-12-ab.json")
+    monkeypatch.setattr(IPKernelApp, "initialized", lambda: True)
+    monkeypatch.setattr(IPKernelApp, "instance", lambda: kernel)
+    monitor, over = TrainingMonitor(), []
+    assert monitor.stop.kernel == "12-ab"
+    config = RunConfig(**{**tiny_settings, "max_steps": 2, "output_dir": str(tmp_path)})
+    train(config, [monitor, lambda run, row: over.append(monitor.stop.over)])
+    assert over == [False, True]
+
+
+def test_a_curve_lies_where_its_numbers_say():
+    history = [{"step": 1, "x": 2.0}, {"step": 2, "x": 4.0}, {"step": 3}, {"step": 4, "x": 3.0}]
+    panel = _panel("t", {"x": "words", "absent": "nothing"}, history, 8)
+    assert panel["curves"] == [("words", 3.0, "37.5,100.0 75.0,0.0 150.0,50.0")]
+    assert (panel["low"], panel["high"]) == (2, 4)
+
+
+def test_a_long_curve_is_thinned_to_its_end():
+    history = [{"step": step, "x": 1.0} for step in range(1, 5001)]
+    ((_, _, points),) = _panel("t", {"x": "x"}, history, 5000)["curves"]
+    assert 200 < len(points.split()) <= 301
+    assert points.endswith("300.0,100.0")
+
+
+def test_time_between_drawings_is_not_negative():
+    with pytest.raises(ValueError, match="seconds=-1 must be a number, 0 or more"):
+        TrainingMonitor(-1)

@@ -6,18 +6,9 @@ one is missing. ``ZSLKIT_SCREENSHOTS`` names a folder that keeps pictures.
 
 import csv
 import io
-import json
 import os
 import re
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import nbformat
 import pytest
@@ -29,15 +20,22 @@ from zslkit.config import RunConfig
 from zslkit.trainer import train
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+from .lab import (  # noqa: E402
+    CHROMIUM,
+    OUTERMOST,
+    chromium,
+    jupyterlab,
+    open_page,
+    run_all,
+    write_setting,
+)
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path"),
 ]
 
 ROOT = Path(__file__).parents[2]
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-FLAGS += "--disable-background-networking --disable-component-update"
 THEMES = ("Light", "Dark")
 EVIL = "<img src=x onerror=alert(1)>"
 # Text and what lies behind it, as the browser computes them: relative luminance by WCAG 2.1.
@@ -73,37 +71,14 @@ def folder(tmp_path_factory, tiny_settings):
 
 @pytest.fixture(scope="module")
 def lab(folder):
-    """Address and settings folder of a JupyterLab on loopback that ends with the tests."""
-    settings, token = folder / "settings", secrets.token_hex(16)
-    write_setting(settings, "apputils-extension/notification", fetchNews="false")
-    # every cell stays in the page, also those that are not on the screen
-    write_setting(settings, "notebook-extension/tracker", windowingMode="none")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {
-        "ip": "127.0.0.1", "port": port, "port-retries": 0, "IdentityProvider.token": token,
-        "ServerApp.root_dir": folder, "LabApp.user_settings_dir": settings,
-        "LabApp.workspaces_dir": folder / "workspaces",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    with open(folder / "lab.log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-        try:
-            wait_for(f"http://127.0.0.1:{port}/api/status?token={token}", server, folder)
-            yield f"http://127.0.0.1:{port}/lab/tree/{{theme}}.ipynb?reset&token={token}", settings
-        finally:
-            server.terminate()  # it ends its kernels, too
-            server.wait(30)
+    with jupyterlab(folder) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module", params=THEMES)
@@ -111,16 +86,8 @@ def page(request, lab, browser):
     """The notebook in one of JupyterLab's themes, all cells run."""
     address, settings = lab
     write_setting(settings, "apputils-extension/themes", theme=f"JupyterLab {request.param}")
-    page = browser.new_page(viewport={"width": 1400, "height": 1100})
-    page.set_default_timeout(60_000)
-    page.dialogs, page.hosts = [], set()
-    page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda asked: page.hosts.add(urlsplit(asked.url).hostname))
-    page.goto(address.format(theme=request.param))
-    ready = page.locator("#jp-main-statusbar")
-    playwright.expect(ready).to_contain_text("(ipykernel) | Idle", timeout=120_000)
-    page.locator(".lm-MenuBar-item", has_text="Run").click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    page = open_page(browser, address.format(name=request.param))
+    run_all(page)
     last = page.locator(".jp-OutputArea-output", has_text="results.json")
     playwright.expect(last.last).to_be_attached(timeout=180_000)
     yield page
@@ -130,27 +97,9 @@ def page(request, lab, browser):
     page.close()
 
 
-def write_setting(settings, name, **values):
-    path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values))
-
-
-def wait_for(address, server, folder):
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(address, timeout=2).close()
-            return
-        except OSError:
-            assert server.poll() is None, (folder / "lab.log").read_text()
-            time.sleep(0.5)
-    raise AssertionError((folder / "lab.log").read_text())
-
-
 def live(page, number):
     """The explorer (0) or the microscope (1)."""
-    outermost = ".jp-OutputArea-output > .widget-vbox, .jp-OutputArea-output > * > .widget-vbox"
-    return page.locator(outermost).nth(number)
+    return page.locator(OUTERMOST).nth(number)
 
 
 def choose_source(page, name):

@@ -1,0 +1,44 @@
+"""Notebook 03 in a real JupyterLab: curves while the kernel works, and a button that it hears."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from .lab import CHROMIUM, OUTERMOST, chromium, jupyterlab, open_page, run_all  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path"),
+]
+ROOT = Path(__file__).parents[2]
+
+
+def test_curves_follow_the_kernel_and_stop_and_save_is_heard(tiny_settings, tmp_path):
+    notebook = load_notebook_node(str(ROOT / "notebooks" / "03_train.ipynb"))
+    settings = {name: value for name, value in tiny_settings.items() if value is not None}
+    own = {**settings, "epochs": 100_000, "output_dir": str(tmp_path / "run"), "live_seconds": 1}
+    nbformat.write(parameterize_notebook(notebook, own), tmp_path / "train.ipynb")
+    with jupyterlab(tmp_path) as (address, _), chromium() as browser:
+        page = open_page(browser, address.format(name="train"))
+        run_all(page)
+        monitor = page.locator(OUTERMOST).first
+        status, curve = monitor.get_by_role("status"), monitor.locator("polyline").first
+        playwright.expect(status).to_contain_text("Step", timeout=120_000)
+        before = status.inner_text(), curve.get_attribute("points")
+        playwright.expect(status).not_to_have_text(before[0])
+        playwright.expect(curve).not_to_have_attribute("points", before[1])
+        stop = monitor.get_by_role("button", name="stop and save")
+        stop.focus()
+        stop.press("Enter")
+        playwright.expect(monitor.get_by_role("alert")).to_contain_text("the run will be saved")
+        playwright.expect(stop).to_be_disabled()
+        last = page.locator(".jp-OutputArea-output", has_text="results.json")
+        playwright.expect(last.last).to_be_attached(timeout=120_000)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["record"]
+    assert record["interrupted"]
+    assert record["steps"] > 1
