@@ -11,7 +11,14 @@ from torch import nn
 import zslkit.explore
 from zslkit.config import RunConfig
 from zslkit.encoders import build_dual_encoder
-from zslkit.explore import Namer, embed_batch, imagenet_names, target_table, teacher_of
+from zslkit.explore import (
+    Namer,
+    embed_batch,
+    imagenet_names,
+    overview,
+    target_table,
+    teacher_of,
+)
 from zslkit.pairs import open_pairs
 from zslkit.targets import target_statistics
 from zslkit.trainer import train
@@ -178,6 +185,28 @@ def test_one_image_is_no_batch(model, config):
     pairs = open_pairs(config.manifest, "train")
     with pytest.raises(ValueError, match=r"rows=\[0, 0\]: soft targets need two readable images"):
         embed_batch(model.eval(), pairs, [0, 0])
+
+
+def test_an_overview_says_what_is_known_of_each_image(model, config):
+    train_pairs = open_pairs(config.manifest, "train", caption_noise=0.5)
+    sets = {"noisy": train_pairs, "test": open_pairs(config.manifest, "test", max_pairs=3)}
+    bank = build_class_bank(model.eval(), sets["test"].class_names[:20], ["{}"])
+    embeddings, table, thumbnails = overview(model, sets, bank, most=16)
+    assert table["split"].tolist() == ["noisy"] * 16 + ["test"] * 3
+    assert table["key"].tolist() == [*train_pairs.keys[::2], *sets["test"].keys]
+    assert len(embeddings) == len(thumbnails) == 19
+    _, _, expected = embed_batch(model, train_pairs, [0, 2, 4])
+    torch.testing.assert_close(embeddings[:3], expected.image, rtol=1e-4, atol=1e-5)
+    own = (expected.image * expected.text).sum(dim=1)
+    assert table["similarity"][:3].tolist() == pytest.approx(own.tolist(), abs=1e-5)
+    assert (table["captions"][:16] == "swapped").tolist() == train_pairs.swapped[::2].tolist()
+    best = rank_classes(embeddings, bank, 1)[1][:, 0]
+    for row, place in zip(table.to_dict("records"), best.tolist(), strict=True):
+        assert row["named"] == bank.class_names[place]
+        known = row["class"] in bank.class_names
+        right = "right" if row["named"] == row["class"] else "wrong"
+        assert row["answer"] == (right if known else "unknown")
+    assert {"unknown", "wrong"} <= set(table["answer"])
 
 
 def test_targets_in_words():

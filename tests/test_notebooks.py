@@ -32,7 +32,7 @@ OWN = {  # parameters that are a notebook's, not a run's
         "describe_with",
     },
     "06_embedding_maps": {"run_dir", "image", "classes", "max_images", "max_thumbnails"},
-    "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs"},
+    "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs", "max_images"},
     "08_compare_objectives": {
         *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
     },
@@ -229,12 +229,12 @@ def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
 def test_widgets_stand_beside_figures_of_the_same(trained, tmp_path):
     folder = trained[0]
     settings = {"run_dir": str(folder / "03_train"), "class_names": ["redstar", "bluemoon"]}
-    results = run("07_explore", tmp_path, **settings, n_pairs=5)
+    results = run("07_explore", tmp_path, **settings, n_pairs=5, max_images=12)
     assert_sound(results)
     assert results["extra"]["first class"] in ("redstar", "bluemoon")
     assert 0.5 <= results["metrics"]["probability of the first class"] <= 1
     assert 0 <= results["metrics"]["target_entropy"] <= math.log(5)
-    assert results["figures"].keys() == {"predictions", "lit", "soft_targets"}
+    assert results["figures"].keys() == {"predictions", "lit", "soft_targets", "map"}
     figure = tmp_path / "07_explore" / results["figures"]["soft_targets"]
     assert figure.stat().st_size > 5000
 

@@ -24,7 +24,13 @@ from zslkit.evaluation import example_targets
 from zslkit.explore import Namer, teacher_of
 from zslkit.pairs import open_pairs
 from zslkit.trainer import train
-from zslkit.widgets import SoftLabelMicroscope, TrainingMonitor, ZeroShotExplorer, _panel
+from zslkit.widgets import (
+    EmbeddingMap,
+    SoftLabelMicroscope,
+    TrainingMonitor,
+    ZeroShotExplorer,
+    _panel,
+)
 from zslkit.zeroshot import ZeroShotClassifier
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -129,6 +135,7 @@ def test_without_label_spaces_there_is_none_to_choose(explorer):
         ("classes", " , \n", "Type the name of a class"),
         ("templates", "a photo", "without {}"),
         ("source", "upload", "Choose a photo of up to 10 MB"),
+        ("source", "paste", "paste an image"),
         ("source", "path", "is no file"),
     ],
 )
@@ -173,6 +180,15 @@ def test_a_path_is_a_photo_too(explorer, tmp_path):
     explorer.source.value = "path"
     explorer.path.value = str(tmp_path / "leaf.png")
     assert len(explorer.predictions) == 5
+
+
+def test_a_pasted_image_is_a_photo_too(explorer):
+    explorer.source.value = "paste"
+    explorer.paste.set_state({"value": memoryview(file_of(Image.new("RGB", (60, 40), "green")))})
+    assert len(explorer.predictions) == 5
+    assert "pasted image" in explorer.view.value
+    explorer.paste.set_state({"value": memoryview(b"no image")})
+    assert "pasted image: not a readable image" in explorer.message.value
 
 
 def test_words_of_others_are_text(explorer, tmp_path):
@@ -378,7 +394,7 @@ def test_choosing_upload_brings_a_fresh_button(explorer):
 
 def test_a_bare_model_names_uploads(run):
     explorer = ZeroShotExplorer(run.model, class_names=["cat", "dog"], debounce=0)
-    assert explorer.source.options == ("upload", "path")
+    assert explorer.source.options == ("upload", "paste", "path")
     upload(explorer, "red.png", file_of(Image.new("RGB", (60, 40), "red")))
     assert set(explorer.predictions["run"]) == {"DualEncoder"}
     assert len(explorer.predictions) == 2
@@ -581,6 +597,57 @@ def test_a_run_without_teacher_is_judged_by_its_student(run):
     )
     assert "its student stands in" in microscope.message.value
     assert teacher_of(alone)[0] is run.model
+
+
+# map
+
+
+@pytest.fixture
+def walk():
+    table = pd.DataFrame({"class": ["a", EVIL, "a", "b"], "similarity": [0.1, 0.25, 0.5, 0.75]})
+    pictures = [f"data:image/jpeg;base64,{name}" for name in "wxyz"]
+    return EmbeddingMap(np.eye(4)[:, :2], table, pictures)
+
+
+def test_a_lasso_lists_the_images_inside(walk):
+    assert walk.selected.empty
+    assert "0 of 4 images chosen" in walk.message.value
+    walk.scatter.widget.selection = np.array([1, 3], dtype=np.uint32)  # as the browser does
+    assert walk.selected["similarity"].tolist() == [0.25, 0.75]
+    assert "2 of 4 images chosen" in walk.message.value
+    assert "0.750" in walk.view.value
+    sources = [value for name, value in Tags(walk.view.value).attributes if name == "src"]
+    assert sources == ["data:image/jpeg;base64,x", "data:image/jpeg;base64,z"]
+    (link,) = [value for name, value in Tags(walk.view.value).attributes if name == "href"]
+    kept = pd.read_csv(io.BytesIO(b64decode(link.partition("base64,")[2])))
+    assert kept["class"].tolist() == [EVIL, "b"]
+    assert not {"script"} & {*Tags(walk.view.value).tags}
+    walk.scatter.selection([])
+    assert walk.view.value == ""
+
+
+def test_of_a_large_lasso_a_part_is_listed():
+    table = pd.DataFrame({"class": ["a"] * 70})
+    walk = EmbeddingMap(np.zeros((70, 2)), table, ["data:,"] * 70)
+    walk.scatter.selection(range(60))
+    assert walk.view.value.count("<img") == 50
+    assert "the first 50" in walk.view.value
+    assert len(walk.selected) == 60
+
+
+def test_colours_follow_the_chosen_column(walk):
+    assert walk.colour.options == ("class", "similarity")
+    before = walk.scatter.widget.color
+    walk.colour.value = "similarity"
+    assert walk.scatter.color()["by"] == "similarity"
+    assert walk.scatter.widget.color != before
+    assert "an exported page has only its figure" in repr(walk)
+    assert walk.figure()._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_a_map_wants_all_of_one_length():
+    with pytest.raises(ValueError, match="2 points, 1 rows of the table and 3 thumbnails: all"):
+        EmbeddingMap(np.zeros((2, 2)), pd.DataFrame({"class": ["a"]}), ["", "", ""])
 
 
 # training monitor

@@ -3,9 +3,10 @@
 Dimensions: C = classes, D = embedding, B = pairs of a batch, S = image size in pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,13 +14,15 @@ from torch import Tensor
 from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
 from zslkit.encoders import DualEncoder, build_dual_encoder
-from zslkit.images import BrokenImageError
+from zslkit.geometry import thumbnail
+from zslkit.images import BrokenImageError, to_pil
 from zslkit.objective import Embedded
 from zslkit.pairs import Pairs
 from zslkit.targets import target_statistics
 from zslkit.teacher import build_teacher
 from zslkit.zeroshot import ClassBank, build_class_bank, rank_classes
 
+_CHUNK = 64  # images embedded at once
 _MAX_PROMPTS = 300_000  # embeddings of prompts kept: 600 MB at D = 512
 
 
@@ -218,6 +221,51 @@ def embed_batch(
     pixels = torch.stack([transform(image) for image in images.values()]).to(device)
     texts = model.encode_text([pairs.captions[row][0] for row in images])
     return list(images), [*images.values()], Embedded(model.encode_image(pixels).cpu(), texts.cpu())
+
+
+def overview(
+    model: DualEncoder, sets: Mapping[str, Pairs], bank: ClassBank, most: int
+) -> tuple[Tensor, Any, list[str]]:
+    """Embed images of some sets, and say of each what is known about it.
+
+    Parameters
+    ----------
+    sets : mapping of names to Pairs
+        Of each, up to ``most`` images that can be read, from all over it.
+    bank : ClassBank
+        The classes among which ``model`` names them.
+
+    Returns
+    -------
+    embeddings : Tensor of shape (N, D)
+    table : DataFrame
+        N rows: ``split`` (name of the set), ``key``, true ``class``, class ``named``, ``answer``
+        (right, wrong, unknown), ``captions`` (own, swapped), and the cosine ``similarity`` to
+        the first caption.
+    thumbnails : list of str
+        N data URIs.
+    """
+    from pandas import DataFrame
+
+    found, facts, thumbnails = [], [], []
+    for split, pairs in sets.items():
+        wanted = range(0, len(pairs), -(-len(pairs) // most))
+        for chunk in np.array_split(wanted, -(-len(wanted) // _CHUNK)):
+            rows, images, both = embed_batch(model, pairs, chunk.tolist())
+            found.append(both.image)
+            thumbnails += [thumbnail(to_pil(image)) for image in images]
+            for row, similarity in zip(rows, (both.image * both.text).sum(dim=1), strict=True):
+                truth = "" if pairs.labels is None else pairs.class_names[pairs.labels[row]]
+                captions = "swapped" if pairs.swapped[row] else "own"
+                facts.append([split, pairs.keys[row], truth, captions, similarity.item()])
+    embeddings = torch.cat(found)
+    table = DataFrame(facts, columns=["split", "key", "class", "captions", "similarity"])
+    best = rank_classes(embeddings, bank, 1)[1][:, 0].tolist()
+    table.insert(3, "named", [bank.class_names[i] for i in best])
+    known = table["class"].isin(bank.class_names)
+    right = table["class"] == table["named"]
+    table.insert(4, "answer", np.where(right, "right", np.where(known, "wrong", "unknown")))
+    return embeddings, table, thumbnails
 
 
 def target_table(targets: Tensor, captions: Sequence[str], n_others: int = 3) -> Any:

@@ -328,7 +328,7 @@ class MapPanel(NamedTuple):
     images: np.ndarray
     """(N, 2)."""
     prompts: np.ndarray
-    """(C, 2), where the prompts of the classes lie."""
+    """(C, 2), where the prompts of the classes lie; (0, 2) leaves them out."""
     predicted: Sequence[str]
     """N class names."""
 
@@ -350,11 +350,13 @@ def embedding_maps(
             x, y = panel.images[of_image == name].T
             label = _plain(name, 24, lines=1) if name else "other classes"
             axes.scatter(x, y, 14, colour, marker=marker, lw=0, label=label)
-            x, y = panel.prompts[of_prompt == name].T
-            size, edge = (130, "black") if name else (60, "grey")
-            axes.scatter(x, y, size, colour, marker="*", edgecolors=edge, lw=0.8, zorder=3)
+            if len(panel.prompts):
+                x, y = panel.prompts[of_prompt == name].T
+                size, edge = (130, "black") if name else (60, "grey")
+                axes.scatter(x, y, size, colour, marker="*", edgecolors=edge, lw=0.8, zorder=3)
         axes.set(title=panel.title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    axes.scatter([], [], 130, "white", marker="*", edgecolors="black", label="class prompt")
+    if any(len(panel.prompts) for panel in panels):
+        axes.scatter([], [], 130, "white", marker="*", edgecolors="black", label="class prompt")
     handles = axes.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure

@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import anywidget
 import ipywidgets
+import numpy as np
 import pandas as pd
 import traitlets
 from jinja2 import Environment
@@ -45,6 +47,8 @@ _PAGE = (
     .module
 )
 _LARGE = 20_000_000  # pixels of a photo that deserve a remark
+_FEW = 60  # values of a column that can be told apart by colour
+_LISTED = 50  # images of a lasso in the page; its CSV holds all
 _SHOWN = 24  # pairs in the microscope's tables; its statistics are of all
 
 
@@ -145,12 +149,19 @@ class _Photo(NamedTuple):
     truth: str = ""
 
 
+class _PasteField(anywidget.AnyWidget):
+    """A field whose ``value`` is the image file that was pasted into it."""
+
+    _esm = Path(__file__).with_name("paste.js").read_text("utf-8")
+    value = traitlets.Bytes().tag(sync=True, from_json=lambda value, widget: bytes(value))
+
+
 class ZeroShotExplorer(_Live):
     """Type class names and see how a model ranks them for a photo.
 
     Its controls are attributes, so that a script can set their ``value``: ``source``, ``row``,
-    ``upload``, ``path``, ``space``, ``search``, ``classes``, ``templates``, ``k``, ``light``,
-    ``model``, ``beside``.
+    ``upload``, ``paste``, ``path``, ``space``, ``search``, ``classes``, ``templates``, ``k``,
+    ``light``, ``model``, ``beside``.
 
     Parameters
     ----------
@@ -236,9 +247,10 @@ class ZeroShotExplorer(_Live):
         spaces = [(f"{name} ({len(names):,})", name) for name, names in self._spaces.items()]
         menu, area = partial(_control, box.Dropdown), partial(box.Textarea, layout={"width": "97%"})
         return {
-            "source": menu("photo from", options=[*splits, "upload", "path"], value=first),
+            "source": menu("photo from", options=[*splits, "upload", "paste", "path"], value=first),
             "row": _control(box.IntSlider, "photo number", max=last),
             "upload": _upload_button(),
+            "paste": _PasteField(),
             "path": _control(box.Text, "file", continuous_update=False, placeholder="photo.jpg"),
             "space": menu("label space", options=[("only what is typed", ""), *spaces], value=""),
             "search": _control(box.Text, "of it only", placeholder="dog, cat"),
@@ -274,7 +286,7 @@ class ZeroShotExplorer(_Live):
         used = "row" if wanted["source"].startswith("split ") else wanted["source"]
         single = {"model", "beside"} if len(self._models) == 1 else set()
         single |= set() if wanted["space"] else {"search"} if self._spaces else {"space", "search"}
-        return {"row", "upload", "path"} - {used} | single
+        return {"row", "upload", "paste", "path"} - {used} | single
 
     def _compute(self, wanted: Mapping[str, Any], tell: Callable) -> tuple[dict[str, Any], str]:
         photo, (names, notes) = self._photo(wanted), self._names(wanted)
@@ -334,6 +346,10 @@ class ZeroShotExplorer(_Live):
                     "the button stalls until 'upload' is chosen anew: give such a file by its path."
                 )
             name, data = wanted["upload"][0]["name"], bytes(wanted["upload"][0]["content"])
+        elif source == "paste":
+            name, data = "pasted image", wanted["paste"]
+            if not data:
+                raise ValueError("Click into the field and paste an image (Ctrl+V).")
         else:
             name, path = wanted["path"], Path(wanted["path"]).expanduser()
             if not path.is_file():
@@ -460,6 +476,85 @@ class SoftLabelMicroscope(_Live):
         shares, pairs = targets[:_SHOWN, :_SHOWN].tolist(), table[:_SHOWN].to_dict("records")
         facts = alarms, mean, uniform, pairs, jpegs, shares, len(table)
         return str(_PAGE.microscope(*facts, _csv(table)))
+
+
+class EmbeddingMap(_Box):
+    """Walk through a map of images: hover to see one, draw a lasso to list those inside.
+
+    ``colour`` and ``scatter`` are its parts: a menu and a jupyter-scatter ``Scatter``.
+
+    Parameters
+    ----------
+    points : array of shape (N, 2)
+        Where the images lie.
+    table : DataFrame
+        N rows; columns of few values, or of numbers, can give the colour.
+    thumbnails : sequence of str
+        N data URIs.
+
+    Raises
+    ------
+    ValueError
+        If the three are not of one length.
+    """
+
+    def __init__(self, points: Any, table: pd.DataFrame, thumbnails: Sequence[str]):
+        if not len(points) == len(table) == len(thumbnails):
+            raise ValueError(
+                f"{len(points)} points, {len(table)} rows of the table and {len(thumbnails)} "
+                "thumbnails: all must be of one length"
+            )
+        super().__init__()
+        with warnings.catch_warnings():  # pandas warns jupyter-scatter of pandas 4
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from jscatter import Scatter
+
+        self._points, self._table, self._pictures = points, table.reset_index(drop=True), thumbnails
+        texts = self._table.select_dtypes(exclude="number")
+        shown = self._table.assign(**texts.astype("category"), picture=list(thumbnails))
+        shown["x"], shown["y"] = np.asarray(points, dtype=float).T
+        few = [name for name in self._table if name not in texts or table[name].nunique() <= _FEW]
+        self.colour = _control(ipywidgets.Dropdown, "colour", options=few)
+        about = {"tooltip": True, "tooltip_properties": list(self._table)}
+        about |= {"tooltip_preview": "picture", "tooltip_preview_type": "image"}
+        self.scatter = Scatter("x", "y", data=shown, height=440, axes=False, **about)
+        self.scatter.tooltip(histograms=False)
+        self.scatter.size(default=7)
+        self.colour.observe(self._paint, "value")
+        self.scatter.widget.observe(self._choose, "selection")
+        head = [ipywidgets.HTML(str(_PAGE.style())), self.colour, self.scatter.show()]
+        self.children = [*head, self.message, self.view]
+        self._paint()
+        self._choose()
+
+    @property
+    def selected(self) -> pd.DataFrame:
+        """Rows of the images inside the lasso, none at first."""
+        return self._table.iloc[np.asarray(self.scatter.selection(), dtype=int)]
+
+    def figure(self) -> Any:
+        """Draw the map as a Figure, in the colours of at most seven values, the most frequent."""
+        from zslkit.plots import MapPanel, embedding_maps
+
+        values = self._table[self.colour.value].astype(str)
+        names = values.value_counts().index.tolist()
+        panel = MapPanel(self.colour.value, np.asarray(self._points), np.empty((0, 2)), ())
+        return embedding_maps([panel], values.tolist(), names, names[:7])
+
+    def _paint(self, change: Any = None) -> None:
+        column = self.colour.value
+        self.scatter.color(by=column, map="auto", norm=None)
+        self.scatter.legend(self._table[column].nunique() <= 12)
+
+    def _choose(self, change: Any = None) -> None:
+        table = self.selected
+        self._say(
+            f"{len(table):,} of {len(self._table):,} images chosen. Draw a lasso: hold the mouse "
+            "button, or Shift, over the map; a click beside the points lets go."
+        )
+        rows = table[:_LISTED].to_dict("records")
+        pictures = [self._pictures[i] for i in table.index[:_LISTED]]
+        self.view.value = str(_PAGE.chosen(list(table), rows, pictures, len(table), _csv(table)))
 
 
 class _StopButton(anywidget.AnyWidget):
