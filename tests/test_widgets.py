@@ -20,7 +20,7 @@ from PIL import Image
 
 import zslkit.widgets
 from zslkit.config import RunConfig
-from zslkit.evaluation import example_targets
+from zslkit.evaluation import embed_images, example_targets
 from zslkit.explore import Namer, teacher_of
 from zslkit.pairs import open_pairs
 from zslkit.trainer import train
@@ -242,6 +242,36 @@ def test_nearest_captions_hint_at_the_why(run):
     explorer = ZeroShotExplorer(run, captions=["a red star", "a red star", EVIL], debounce=0)
     assert "Nearest training captions" in explorer.view.value
     assert "<script>" not in explorer.view.value
+
+
+def test_nearest_training_images_hint_at_the_why(run):
+    pairs = open_pairs(run.config.manifest, "train")
+    explorer = ZeroShotExplorer(run, pairs, training=pairs, debounce=0)
+    explorer.row.value = 5
+    expected = embed_images(run.model, pairs, run.config)[0]
+    cosines = expected @ expected[5]
+    best = cosines.argsort(descending=True)[:3].tolist()
+    assert best[0] == 5
+    place = 0
+    for row in best:
+        words = f"{pairs.captions[row][0]} ({cosines[row]:.3f})"
+        place = explorer.view.value.index(words, place)
+    assert "Nearest training images" in explorer.view.value
+
+
+def test_a_picture_is_of_what_is_shown(explorer, microscope):
+    for widget, change in (
+        (explorer, lambda: setattr(explorer.classes, "value", "cat")),
+        (microscope, lambda: setattr(microscope.temperature, "value", 3)),
+    ):
+        widget.picture.click()
+        (link,) = [value for name, value in Tags(widget.saved.value).attributes if name == "href"]
+        assert b64decode(link.partition("base64,")[2])[:4] == b"\x89PNG"
+        change()
+        assert widget.saved.value == ""
+    explorer.classes.value = ""
+    explorer.picture.click()
+    assert "shows nothing: Type the name" in explorer.message.value
 
 
 def test_the_last_of_several_changes_counts_and_the_loop_is_free(run):

@@ -49,6 +49,7 @@ _PAGE = (
 _LARGE = 20_000_000  # pixels of a photo that deserve a remark
 _FEW = 60  # values of a column that can be told apart by colour
 _LISTED = 50  # images of a lasso in the page; its CSV holds all
+_GALLERY = 128  # training images, embedded at once, among which those like a photo are found
 _SHOWN = 24  # pairs in the microscope's tables; its statistics are of all
 
 
@@ -79,6 +80,11 @@ class _Live(_Box):
         super().__init__()
         self.debounce, self._controls, self._tasks = debounce, controls, set()
         self._asked, self._answered, self._result, self._problem = 0, 0, None, ""
+        self.picture, self.saved = (
+            ipywidgets.Button(description="picture as PNG"),
+            ipywidgets.HTML(),
+        )
+        self.picture.on_click(self._keep)
         for name, control in controls.items():
             setattr(self, name, control)
             control.observe(self._changed, "value")
@@ -127,6 +133,15 @@ class _Live(_Box):
             self._answered, self._result, self._problem = number, result, words
             self._say(words)
             self.view.value = "" if result is None else self._html(**result)
+            self.saved.value = ""  # its picture is of what was shown
+
+    def _keep(self, button: ipywidgets.Button) -> None:
+        try:
+            png = base64.b64encode(self.figure()._repr_png_()).decode()
+        except ValueError as error:
+            self._say(str(error))
+        else:
+            self.saved.value = str(_PAGE.picture(png, f"{type(self).__name__}.png"))
 
     def _tell(self, number: int, known: int) -> None:
         if number != self._asked:
@@ -182,6 +197,8 @@ class ZeroShotExplorer(_Live):
     label_spaces : mapping of names to sequences of str, optional
         Lists of classes to choose from: those of one, or of it what is searched for, compete
         with what is typed. Of 20,000 names none passes between page and kernel.
+    training : Pairs, optional
+        The three images nearest to the photo are shown, of up to 128 from all over these.
 
     Raises
     ------
@@ -199,6 +216,7 @@ class ZeroShotExplorer(_Live):
         k: int = 5,
         debounce: float = 0.15,
         label_spaces: Mapping[str, Sequence[str]] | None = None,
+        training: Pairs | None = None,
     ):
         several = isinstance(run_or_model, Mapping)
         self._models = dict(run_or_model) if several else {_name(run_or_model): run_or_model}
@@ -214,6 +232,7 @@ class ZeroShotExplorer(_Live):
         self._manifest = None if pairs is None else pairs.manifest
         self._pairs = {} if pairs is None else {f"split {pairs.split}": pairs}
         self._spaces = {name: list(dict.fromkeys(s)) for name, s in (label_spaces or {}).items()}
+        self._training, self._galleries = training, {}
         self._captions, self._namers = list(dict.fromkeys(captions)), {}
         super().__init__(self._new_controls(class_names, lines, k), debounce)
         self._arrange()
@@ -268,7 +287,8 @@ class ZeroShotExplorer(_Live):
         for name, control in self._controls.items():
             parts += [box.Label(words[name]), control] if name in words else [control]
         left = self._column = box.VBox(parts, layout={"width": "38%", "min_width": "280px"})
-        right = box.VBox([self.message, self.view], layout={"width": "60%", "min_width": "300px"})
+        shown = [self.message, self.view, self.picture, self.saved]
+        right = box.VBox(shown, layout={"width": "60%", "min_width": "300px"})
         both = box.HBox([left, right], layout={"flex_flow": "row wrap"})
         self.children = [box.HTML(str(_PAGE.style())), both]
 
@@ -314,7 +334,23 @@ class ZeroShotExplorer(_Live):
         if self._captions:
             image = namer.encode_image(photo.key, photo.pixels)
             result["near"] = namer.predict(image, self._captions, ["{}"], 3)
+        if self._training is not None:
+            result["alike"] = self._alike(wanted["model"], photo)
         return result, " ".join(notes)
+
+    def _alike(self, run: str, photo: _Photo) -> list[tuple[str, str, float]]:
+        """Find the training images nearest to a photo: JPEG, title and cosine of each."""
+        namer, pairs = self._namer(run), self._training
+        if run not in self._galleries:
+            rows = range(0, len(pairs), -(-len(pairs) // _GALLERY))
+            self._galleries[run] = embed_batch(namer.model, pairs, rows)
+        rows, images, embedded = self._galleries[run]
+        cosines = embedded.image @ namer.encode_image(photo.key, photo.pixels)
+        best = cosines.argsort(descending=True, stable=True)[:3].tolist()
+        return [
+            (_jpeg(_small(images[i], 96)), pairs.captions[rows[i]][0], cosines[i].item())
+            for i in best
+        ]
 
     def _names(self, wanted: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """Get the classes that compete, and notes on them; a ValueError if there are none."""
@@ -379,11 +415,12 @@ class ZeroShotExplorer(_Live):
         picture: Any,
         n_classes: int,
         near: Any = None,
+        alike: Sequence[tuple] = (),
     ) -> str:
         groups = ranked.groupby("run", sort=False)
         tables = [(run, rows.to_dict("records")) for run, rows in groups]
         near = [] if near is None else near.to_dict("records")
-        facts = photo.title, photo.truth, tables, n_classes, near
+        facts = photo.title, photo.truth, tables, n_classes, near, alike
         return str(_PAGE.naming(_jpeg(picture), *facts, _csv(ranked)))
 
 
@@ -423,7 +460,7 @@ class SoftLabelMicroscope(_Live):
         self._config, self._batch = run_or_config.config if is_run else run_or_config, None
         super().__init__(_target_controls(self._config), debounce)
         head = [ipywidgets.HTML(str(_PAGE.style())), *self._controls.values()]
-        self.children = [*head, self.message, self.view]
+        self.children = [*head, self.message, self.view, self.picture, self.saved]
         self._changed()
 
     @property

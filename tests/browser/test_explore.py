@@ -55,6 +55,22 @@ CONTRAST = """element => {
   return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
 }"""
 
+# Paste a noisy picture, larger than Jupyter takes, or a text.
+PASTE = """async (element, { type, side }) => {
+  let data = ["text"];
+  if (side) {
+    const canvas = new OffscreenCanvas(side, side), context = canvas.getContext("2d");
+    const noise = context.createImageData(side, side);
+    for (let i = 0; i < noise.data.length; i++)
+      noise.data[i] = i % 4 == 3 ? 255 : Math.random() * 256;
+    context.putImageData(noise, 0, 0);
+    data = [await canvas.convertToBlob({ type })];
+  }
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File(data, "image.png", { type }));
+  element.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+}"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_settings):
@@ -64,6 +80,7 @@ def folder(tmp_path_factory, tiny_settings):
     train(RunConfig(**settings))
     notebook = load_notebook_node(str(ROOT / "notebooks" / "07_explore.ipynb"))
     own = {"run_dir": str(folder / "run"), "output_dir": str(folder / "out"), "n_pairs": 6}
+    own["max_images"] = 12
     for theme in THEMES:  # a kernel each
         nbformat.write(parameterize_notebook(notebook, own), folder / f"{theme}.ipynb")
     return folder
@@ -92,7 +109,7 @@ def page(request, lab, browser):
     playwright.expect(last.last).to_be_attached(timeout=180_000)
     yield page
     if keep := os.environ.get("ZSLKIT_SCREENSHOTS"):
-        for number, part in enumerate(("explorer", "microscope")):
+        for number, part in enumerate(("explorer", "microscope", "map")):
             live(page, number).screenshot(path=Path(keep) / f"{part}_{request.param}.png")
     page.close()
 
@@ -119,7 +136,7 @@ def upload(page, file):
 
 
 def named(page):
-    return live(page, 0).locator("table td:first-child")
+    return live(page, 0).locator("table:not(.alike) td:first-child")
 
 
 def test_bars_follow_what_is_typed(page):
@@ -189,6 +206,61 @@ def test_what_is_shown_can_be_kept(page):
     rows = list(csv.DictReader(Path(kept.value.path()).read_text().splitlines()))
     shown = [re.sub("^✓ ", "", text) for text in named(page).all_inner_texts()]
     assert [row["class_name"] for row in rows] == shown
+
+
+def test_a_label_space_is_picked_and_searched(page):
+    explorer = live(page, 0)
+    choose_source(page, "split test")
+    type_classes(page, "owl")
+    explorer.get_by_label("label space").select_option("ImageNet-1k (998)")
+    playwright.expect(explorer.locator("caption").first).to_contain_text("best 5 of 999 classes")
+    explorer.get_by_label("of it only").fill("tench")
+    playwright.expect(named(page)).to_have_count(2)
+    assert {*named(page).all_inner_texts()} == {"owl", "tench"}
+    explorer.get_by_label("label space").select_option("only what is typed")
+    playwright.expect(named(page)).to_have_text(["owl"])
+    playwright.expect(explorer.get_by_label("of it only")).to_be_hidden()
+
+
+def test_an_image_is_pasted(page):
+    choose_source(page, "paste")
+    type_classes(page, "cat, dog")
+    field = live(page, 0).get_by_label("paste an image")
+    field.evaluate(PASTE, {"type": "text/plain", "side": 0})
+    playwright.expect(field).to_have_attribute("placeholder", re.compile("holds no image"))
+    field.evaluate(PASTE, {"type": "image/png", "side": 2400})
+    playwright.expect(live(page, 0).locator("img[alt='pasted image']")).to_be_visible()
+    shown = live(page, 0).locator("img[alt='pasted image']")
+    assert shown.evaluate("image => image.naturalWidth") > 0
+    choose_source(page, "split test")
+
+
+def test_a_lasso_on_the_map_lists_its_images(page):
+    walk = live(page, 2)
+    playwright.expect(walk).to_contain_text("0 of 24 images chosen")
+    walk.scroll_into_view_if_needed()
+    box = walk.locator("canvas").first.bounding_box()
+    left, top = box["x"] + 2, box["y"] + 2
+    right, bottom = left + box["width"] - 4, top + box["height"] - 4
+    page.keyboard.down("Shift")
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
+        page.mouse.move(x, y, steps=12)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    playwright.expect(walk).not_to_contain_text("0 of 24 images chosen")
+    playwright.expect(walk.locator("tr img").first).to_be_visible()
+
+
+def test_a_picture_of_what_is_shown_can_be_kept(page):
+    type_classes(page, "cat, dog")
+    playwright.expect(named(page)).to_have_count(2)
+    for number, name in ((0, "ZeroShotExplorer.png"), (1, "SoftLabelMicroscope.png")):
+        live(page, number).locator("button", has_text="picture as PNG").click()
+        with page.expect_download() as kept:
+            live(page, number).get_by_text(f"Download as PNG ({name})").click()
+        assert Image.open(kept.value.path()).width > 400
 
 
 def test_the_microscope_follows_its_controls(page):
