@@ -124,7 +124,7 @@ def choose_source(page, name):
 
 
 def type_classes(page, text):
-    area = live(page, 0).locator("textarea").first
+    area = live(page, 0).locator(".widget-textarea textarea").first
     area.fill("")
     area.press_sequentially(text)
 
