@@ -549,12 +549,15 @@ class EmbeddingMap(_Box):
         self._points, self._table, self._pictures = points, table.reset_index(drop=True), thumbnails
         texts = self._table.select_dtypes(exclude="number")
         shown = self._table.assign(**texts.astype("category"), picture=list(thumbnails))
-        shown["x"], shown["y"] = np.asarray(points, dtype=float).T
+        shown["x"], shown["y"] = xy = np.asarray(points, dtype=float).T
+        margins = 0.05 * np.ptp(xy, axis=1) + 1e-6  # what lies on the edge would be cut in half
+        low, high = xy.min(axis=1) - margins, xy.max(axis=1) + margins
+        scales = {f"{axis}_scale": (low[i], high[i]) for i, axis in enumerate("xy")}
         few = [name for name in self._table if name not in texts or table[name].nunique() <= _FEW]
         self.colour = _control(ipywidgets.Dropdown, "colour", options=few)
         about = {"tooltip": True, "tooltip_properties": list(self._table)}
         about |= {"tooltip_preview": "picture", "tooltip_preview_type": "image"}
-        self.scatter = Scatter("x", "y", data=shown, height=440, axes=False, **about)
+        self.scatter = Scatter("x", "y", data=shown, height=440, axes=False, **scales, **about)
         self.scatter.tooltip(histograms=False)
         self.scatter.size(default=7)
         self.colour.observe(self._paint, "value")
@@ -586,8 +589,8 @@ class EmbeddingMap(_Box):
     def _choose(self, change: Any = None) -> None:
         table = self.selected
         self._say(
-            f"{len(table):,} of {len(self._table):,} images chosen. Draw a lasso: hold the mouse "
-            "button, or Shift, over the map; a click beside the points lets go."
+            f"{len(table):,} of {len(self._table):,} images chosen. Draw a lasso with its button "
+            "on the left, or with Shift held down; a double click lets go."
         )
         rows = table[:_LISTED].to_dict("records")
         pictures = [self._pictures[i] for i in table.index[:_LISTED]]

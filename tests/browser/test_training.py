@@ -1,6 +1,7 @@
 """Notebook 03 in a real JupyterLab: curves while the kernel works, and a button that it hears."""
 
 import json
+import os
 from pathlib import Path
 
 import nbformat
@@ -37,6 +38,13 @@ def test_curves_follow_the_kernel_and_stop_and_save_is_heard(tiny_settings, tmp_
         stop.press("Enter")
         playwright.expect(monitor.get_by_role("alert")).to_contain_text("the run will be saved")
         playwright.expect(stop).to_be_disabled()
+        if keep := os.environ.get("ZSLKIT_SCREENSHOTS"):
+            for theme in ("Light", "Dark"):
+                page.locator(".lm-MenuBar-item", has_text="Settings").click()
+                page.get_by_text("Theme", exact=True).hover()
+                page.get_by_text(f"JupyterLab {theme}", exact=True).click()
+                page.wait_for_timeout(2_000)
+                monitor.screenshot(path=Path(keep) / f"monitor-{theme.lower()}.png")
         last = page.locator(".jp-OutputArea-output", has_text="results.json")
         playwright.expect(last.last).to_be_attached(timeout=120_000)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["record"]
