@@ -557,9 +557,15 @@ def test_captions_of_others_are_text(run, tmp_path):
         '"image_field": "image", "caption_field": "caption", "image_folder": ".", '
         '"splits": {"all": {"table": "t.csv"}}}'
     )
-    microscope = SoftLabelMicroscope(run, open_pairs(tmp_path / "m.json", "all"), [0, 1], 0)
-    assert "<script>" not in microscope.view.value
-    assert "&lt;script&gt;" in microscope.view.value
+    pairs = open_pairs(tmp_path / "m.json", "all")
+    microscope = SoftLabelMicroscope(run, pairs, [0, 1], 0)
+    explorer = ZeroShotExplorer(run, training=pairs, label_spaces={EVIL: [EVIL]}, debounce=0)
+    monitor = TrainingMonitor(0)
+    row = {"step": 1, "epoch": 0, "loss": 1.0, f"held-out {EVIL}": 0.5}
+    monitor(dataclasses.replace(run, history=[], record={"total_steps": 2}), row)
+    for widget in (microscope, explorer, monitor):
+        assert "<script>" not in widget.view.value
+        assert "&lt;script&gt;" in widget.view.value
 
 
 def test_one_pair_shares_nothing(run):
