@@ -590,7 +590,7 @@ class EmbeddingMap(_Box):
         table = self.selected
         self._say(
             f"{len(table):,} of {len(self._table):,} images chosen. Draw a lasso with its button "
-            "on the left, or with Shift held down; a double click lets go."
+            "on the left; a double click lets go."
         )
         rows = table[:_LISTED].to_dict("records")
         pictures = [self._pictures[i] for i in table.index[:_LISTED]]
