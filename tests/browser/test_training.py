@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def test_curves_follow_the_kernel_and_stop_and_save_is_heard(tiny_settings, tmp_path):
     notebook = load_notebook_node(str(ROOT / "notebooks" / "03_train.ipynb"))
     settings = {name: value for name, value in tiny_settings.items() if value is not None}
-    own = {**settings, "epochs": 100_000, "output_dir": str(tmp_path / "run"), "live_seconds": 1}
+    own = {**settings, "epochs": 1_000, "output_dir": str(tmp_path / "run"), "live_seconds": 1}
     nbformat.write(parameterize_notebook(notebook, own), tmp_path / "train.ipynb")
     with jupyterlab(tmp_path) as (address, _), chromium() as browser:
         page = open_page(browser, address.format(name="train"))
