@@ -17,7 +17,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from zslkit.config import RunConfig
-from zslkit.explore import imagenet_names
+from zslkit.labelspaces import load_label_space
 from zslkit.trainer import train
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -158,7 +158,8 @@ def searched(page, explorer, search, names):
 
 def main():
     """Make a run and a notebook, open it, measure, and write the results."""
-    names = [name for name in imagenet_names("imagenet-22k") if "," not in name and '"' not in name]
+    every = dict.fromkeys(load_label_space("imagenet21k").class_names)
+    names = [name for name in every if "," not in name and '"' not in name]
     own = {"manifest": "toy", "zeroshot_manifest": "toy", "zeroshot_split": "test"}
     own |= {"image_weights": "none", "prompt_templates": "simple", "max_steps": 1, "batch_size": 8}
     with tempfile.TemporaryDirectory() as place:

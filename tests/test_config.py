@@ -49,7 +49,7 @@ def test_understands_what_papermill_and_shells_pass(text, meaning):
         ({"prompt_templates": "[a {}"}, "must be a list such as"),
         ({"preset": "lapto"}, "preset='lapto': no such preset; did you mean laptop"),
         ({"prompt_templates": "clip8"}, "prompt_templates='clip8': .* did you mean clip80"),
-        ({"prompt_templates": ["a dog"]}, "templates with neither .* nor .description."),
+        ({"prompt_templates": ["a dog"]}, "without .. or .description.: \\[.a dog"),
         ({"image_tower": "last_blocks=x"}, "image_tower='last_blocks=x' must be train, frozen"),
         ({"text_tower": "last_blocks=0"}, "text_tower='last_blocks=0' must be train, frozen"),
         ({"batch_size": 10, "accumulation": 4}, "accumulation=4 must divide batch_size=10"),

@@ -14,7 +14,6 @@ from zslkit.encoders import build_dual_encoder
 from zslkit.explore import (
     Namer,
     embed_batch,
-    imagenet_names,
     overview,
     target_table,
     teacher_of,
@@ -107,12 +106,6 @@ def test_a_set_of_templates_is_forgotten_when_three_others_have_come(model, pixe
     for text in ("a {}", "b {}", "c {}", "d {}", "e {}"):
         namer.predict(image, ["cat"], [text], 1)
     assert list(namer._classes) == [("b {}",), ("c {}",), ("d {}",), ("e {}",)]
-
-
-def test_classes_of_imagenet_are_named_by_their_first_words():
-    names = imagenet_names()
-    assert (len(names), len(set(names)), names[:2]) == (998, 998, ["tench", "goldfish"])
-    assert len(imagenet_names("imagenet-22k")) == 20_099
 
 
 @pytest.mark.parametrize("mode", ["train", "frozen"])

@@ -159,17 +159,6 @@ class Namer:
         return ClassBank(torch.stack([known[name] for name in class_names]), class_names)
 
 
-def imagenet_names(subset: str = "imagenet-1k") -> list[str]:
-    """List ImageNet's classes by the first word for each; 1,000 synsets have 998 such names.
-
-    ``subset`` is one of timm's: imagenet-1k, imagenet-12k, imagenet-21k, imagenet-22k and others.
-    """
-    from timm.data import ImageNetInfo
-
-    lemmas = ImageNetInfo(subset).label_descriptions(detailed=False)
-    return list(dict.fromkeys(words.partition(",")[0] for words in lemmas))
-
-
 def teacher_of(run_or_config: Run | RunConfig) -> tuple[DualEncoder, str]:
     """Find the model whose similarities soften labels, and what must be said about it.
 
