@@ -187,21 +187,6 @@ def test_uploads_are_shown_or_refused_in_words(page):
     playwright.expect(live(page, 0).locator("img[alt='red.png']")).to_be_visible()
 
 
-def test_a_photo_too_large_for_jupyter_stalls_only_its_button(page):
-    """The server closes the connection at 10 MiB; JupyterLab opens another by itself."""
-    choose_source(page, "split test")
-    choose_source(page, "upload")
-    upload(page, {"name": "big.png", "mimeType": "image/png", "buffer": bytes(11 * 2**20)})
-    playwright.expect(live(page, 0)).to_contain_text("up to 10 MB")
-    choose_source(page, "split test")
-    type_classes(page, "owl")
-    playwright.expect(named(page)).to_have_text(["owl"])
-    choose_source(page, "upload")
-    Image.new("RGB", (30, 20), "blue").save(stream := io.BytesIO(), "PNG")
-    upload(page, {"name": "blue.png", "mimeType": "image/png", "buffer": stream.getvalue()})
-    playwright.expect(live(page, 0).locator("img[alt='blue.png']")).to_be_visible()
-
-
 def test_what_is_shown_can_be_kept(page):
     choose_source(page, "split test")
     type_classes(page, "cat, dog, owl")
@@ -293,3 +278,18 @@ def test_text_can_be_read_and_nothing_comes_from_elsewhere(page):
             assert cell.evaluate(CONTRAST) > 4.5, cell.inner_text()
     assert page.hosts <= {"127.0.0.1", None}
     assert page.dialogs == []
+
+
+def test_a_photo_too_large_for_jupyter_stalls_only_its_button(page):
+    """The server closes the connection at 10 MiB; JupyterLab opens another by itself."""
+    choose_source(page, "split test")
+    choose_source(page, "upload")
+    upload(page, {"name": "big.png", "mimeType": "image/png", "buffer": bytes(11 * 2**20)})
+    playwright.expect(live(page, 0)).to_contain_text("up to 10 MB")
+    choose_source(page, "split test")
+    type_classes(page, "owl")
+    playwright.expect(named(page)).to_have_text(["owl"])
+    choose_source(page, "upload")
+    Image.new("RGB", (30, 20), "blue").save(stream := io.BytesIO(), "PNG")
+    upload(page, {"name": "blue.png", "mimeType": "image/png", "buffer": stream.getvalue()})
+    playwright.expect(live(page, 0).locator("img[alt='blue.png']")).to_be_visible()
