@@ -1,6 +1,6 @@
 """Milliseconds from the last key stroke to new bars, in a real JupyterLab and a real browser.
 
-Needs the ``dev`` extra, the sentence encoder of ``requirements-models.lock`` and Chromium. Run
+Needs the ``dev`` extra, the sentence encoder of ``requirements-nodeps.lock`` and Chromium. Run
 ``python benchmarks/explore.py``; writes a results file. Twelve minutes on two cores.
 """
 
