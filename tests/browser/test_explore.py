@@ -4,6 +4,7 @@ Needs playwright and Chromium on the path (``.ci/run`` installs it); skipped, wi
 one is missing. ``ZSLKIT_SCREENSHOTS`` names a folder that keeps pictures.
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -281,14 +282,22 @@ def test_text_can_be_read_and_nothing_comes_from_elsewhere(page):
 
 
 def test_a_photo_too_large_for_jupyter_stalls_only_its_button(page):
-    """The server closes the connection at 10 MiB; JupyterLab opens another by itself."""
+    """The server closes the connection at 10 MiB; JupyterLab opens another by itself.
+
+    What a page sends in between is lost, so a person, and this test, tries again.
+    """
     choose_source(page, "split test")
     choose_source(page, "upload")
     upload(page, {"name": "big.png", "mimeType": "image/png", "buffer": bytes(11 * 2**20)})
     playwright.expect(live(page, 0)).to_contain_text("up to 10 MB")
-    choose_source(page, "split test")
-    type_classes(page, "owl")
-    playwright.expect(named(page)).to_have_text(["owl"])
+    for name in ("owl", "hen", "elk", "bat", "cow", "ant"):
+        choose_source(page, "upload")
+        choose_source(page, "split test")
+        type_classes(page, name)
+        with contextlib.suppress(AssertionError):
+            playwright.expect(named(page)).to_have_text([name], timeout=15_000)
+            break
+    playwright.expect(named(page)).to_have_text([name])
     choose_source(page, "upload")
     Image.new("RGB", (30, 20), "blue").save(stream := io.BytesIO(), "PNG")
     upload(page, {"name": "blue.png", "mimeType": "image/png", "buffer": stream.getvalue()})
