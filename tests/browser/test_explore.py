@@ -204,7 +204,7 @@ def test_a_label_space_is_picked_and_searched(page):
     explorer = live(page, 0)
     choose_source(page, "split test")
     type_classes(page, "owl")
-    explorer.get_by_label("label space").select_option("ImageNet-1k (998)")
+    explorer.get_by_label("label space").select_option("imagenet1k (998)")
     playwright.expect(explorer.locator("caption").first).to_contain_text("best 5 of 999 classes")
     explorer.get_by_label("of it only").fill("tench")
     playwright.expect(named(page)).to_have_count(2)
