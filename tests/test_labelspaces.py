@@ -220,7 +220,7 @@ def test_small_spaces_lie_beside_the_manifests(name, n, tmp_path, monkeypatch):
 def test_a_name_that_is_not_known_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="'imagenet1' is not known; did you mean imagenet1k"):
         load_label_space("imagenet1")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"'there/is/none.json': there is no such file"):
         load_label_space("there/is/none.json")
 
 

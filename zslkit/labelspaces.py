@@ -178,6 +178,8 @@ def load_label_space(name_or_path: str | Path, data_root: str | Path | None = No
             known = [*_IMAGENET, *sorted(files)]
             raise ValueError(f"label space {name!r} is not known; {nearest(name, known)}")
         path = files[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"label space {name!r}: there is no such file")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
         lines = [line.split(",") for line in text.splitlines() if line.strip()]
