@@ -107,6 +107,11 @@ def test_several_label_spaces_and_templates_take_one_pass(
     assert written["questions"] == found
 
 
+def test_two_label_spaces_of_one_name_are_refused(model, pairs, large):
+    with pytest.raises(ValueError, match="two label spaces are called 'large'"):
+        pose(model, pairs, [large, own_label_space(pairs), large], {"none": "none"})
+
+
 def test_policies_differ_where_names_are_shared(model, pairs, large, tmp_path):
     label = int(pairs.labels[0])
     ids = list(large.ids)

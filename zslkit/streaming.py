@@ -195,10 +195,18 @@ def pose(
         :meth:`LabelSpace.match`.
     cache_dir : path, optional
         Keeps the banks; see :func:`cached_class_bank`.
+
+    Raises
+    ------
+    ValueError
+        If two label spaces have one name, or templates, descriptions or ``mapping`` do not fit.
     """
     build = (
         build_class_bank if cache_dir is None else partial(cached_class_bank, cache_dir=cache_dir)
     )
+    titles = [space.name for space in spaces]
+    if twice := [title for title in titles if titles.count(title) > 1]:
+        raise ValueError(f"two label spaces are called {twice[0]!r}: give each a name of its own")
     # one bank of all names for all spaces, unless each describes them in words of its own
     every = [*dict.fromkeys(name for space in spaces for name in space.class_names)]
     row_of, shared = {name: row for row, name in enumerate(every)}, {}
@@ -359,8 +367,8 @@ def find_space(name: str, pairs: Pairs) -> LabelSpace:
     if name == "own":
         return own_label_space(pairs)
     if name.startswith("own+"):
-        return union(own_label_space(pairs), load_label_space(name.removeprefix("own+")))
-    return load_label_space(name)
+        return union(own_label_space(pairs), find_space(name.removeprefix("own+"), pairs))
+    return load_label_space(name, pairs.manifest.data_root)
 
 
 class _Here(NamedTuple):
