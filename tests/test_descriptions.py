@@ -4,9 +4,7 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.decoders import ByteLevel
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from zslkit import descriptions
 from zslkit.descriptions import describe_classes
@@ -18,21 +16,8 @@ CHAT = "{% for m in messages %}<user> {{ m['content'] }}{% endfor %}<assistant>"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Save a model of two layers whose tokens are bytes."""
-    path = tmp_path_factory.mktemp("language_model")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {word: number for number, word in enumerate(["<end>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(path)
-    torch.manual_seed(0)
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 512, "vocab_size": len(words)}
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    # ten times the usual deviation: answers then depend on the question
-    GPT2LMHeadModel(GPT2Config(**sizes, **ends, initializer_range=0.2)).save_pretrained(path)
-    return path
+def folder(language_model):
+    return language_model
 
 
 @pytest.fixture

@@ -200,15 +200,18 @@ def test_train_leaves_a_run_its_results_and_figures(trained):
     assert len((folder / "03_train" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_evaluation_reads_the_run_that_training_left(trained, tmp_path):
+def test_evaluation_reads_the_run_that_training_left(trained, language_model, tmp_path):
     folder, training = trained
     settings = {"run_dir": str(folder / "03_train"), "prompt_sets": ["none", "ensemble"]}
     settings |= {"label_spaces": ["own", "own+imagenet1k"], "n_query": 1, "shots": [1]}
+    settings |= {"describe_with": str(language_model)}
     results = run("05_zero_shot_evaluation", tmp_path, **settings)
     assert_sound(results)
     metrics = results["metrics"]
     assert metrics["zeroshot"] == training["metrics"]["zeroshot"]
-    assert metrics["templates"].keys() == {"none (1)", "ensemble (5)"}
+    assert metrics["templates"].keys() == {"none (1)", "ensemble (5)", "described (2)"}
+    told = tmp_path / "05_zero_shot_evaluation" / "descriptions.json"
+    assert len(json.loads(told.read_text())["classes"]) == 48
     own, among = metrics["label spaces"].values()
     assert own["hits"]["strict"]["hit@1"]["value"] == metrics["zeroshot"]["hit@1"]["value"]
     chance = among["hits"]["strict"]["hit@5"]["chance"]

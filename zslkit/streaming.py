@@ -140,7 +140,13 @@ def rank_images(
         if not _is_sound(part)
     ]
     nothing = there[0].embeddings[:0]  # a part may hold no readable image at all
-    bar = tqdm(total=sum(len(block) for _, block in todo), desc="images", unit="image", delay=2)
+    bar = tqdm(
+        total=sum(len(block) for _, block in todo),
+        desc="images",
+        unit="image",
+        leave=False,
+        delay=2,
+    )
     with bar:
         for part, batches in _embedded(model, pairs, todo, batch_size, workers):
             rows, broken, embeddings = [], [], [nothing]
