@@ -168,6 +168,19 @@ def test_a_set_without_classes_is_refused(model, config, photos):
         evaluate(model, unlabelled)
 
 
+def test_a_set_with_several_classes_for_an_image_is_sent_elsewhere(model, config, monkeypatch):
+    def without_labels(*given, **options):
+        pairs = open_pairs(*given, **options)
+        pairs.labels = None
+        return pairs
+
+    monkeypatch.setattr(zslkit.evaluation, "open_pairs", without_labels)
+    with pytest.raises(
+        ValueError, match="several classes each; evaluate them with .*--label-space"
+    ):
+        rank_labelled_images(model, config)
+
+
 @pytest.mark.parametrize("image_tower", ["train", "frozen"])
 def test_an_unreadable_image_is_left_out_with_its_captions(
     model, config, photos, tmp_path, image_tower

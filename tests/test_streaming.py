@@ -314,8 +314,15 @@ def test_own_classes_are_found_among_others(model, config, pairs, tmp_path):
 def test_classes_seen_in_captions_are_told_from_unseen_ones(model, pairs, tmp_path):
     names = pairs.class_names
     often = [[f"a {names[c]}"] * n for c, n in zip(pairs.labels[:2], (1, 15), strict=True)]
-    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none"})
-    found = evaluate_stream(model, pairs, questions, tmp_path, captions=often, **SMALL)
+    questions = pose(model, pairs, [own_label_space(pairs)], {"none": "none", "simple": "simple"})
+
+    class Once(list):
+        def __iter__(self):
+            yield from [self.pop() for _ in range(len(self))]
+
+    found = evaluate_stream(model, pairs, questions, tmp_path, captions=Once(often), **SMALL)
+    sides = [facts["seen in captions"].keys() for facts in found["questions"].values()]
+    assert sides[0] == sides[1]  # the captions were read once for both
     seen = found["questions"]["tiny / none"]["seen in captions"]
     groups = seen["by captions that name the class"]
     assert list(groups) == ["0", "1–9", "10–99"]

@@ -138,6 +138,9 @@ def rank_labelled_images(
     if pairs.labels is None:
         raise ValueError(
             f"zeroshot_manifest={name!r}: its images have no classes; give a labelled set"
+            if pairs.positives is None
+            else f"zeroshot_manifest={name!r}: its images have several classes each; evaluate them "
+            "with zslkit.streaming, or --label-space own"
         )
     images, readable = embed_images(model, pairs, config)
     bank = build_class_bank(model, pairs.class_names, config.prompt_templates)

@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -303,6 +304,9 @@ def evaluate_stream(
         "model": fingerprint(model),
         "questions": {},
     }
+    spaces = {question.space.checksum: question.space for question in questions.values()}
+    # templates do not matter here: the captions are read once for each label space
+    seen = {} if captions is None else {k: seen_in(v, captions) for k, v in spaces.items()}
     for name, question in questions.items():
         key, (owner, truth) = keys[question.space.checksum], truths[name]
         # from positions in the pairs to positions among the readable images
@@ -315,7 +319,7 @@ def evaluate_stream(
         if pairs.negatives is not None:
             facts["mean average precision"] = _average_precision(here, asked[name], readable)
         if captions is not None:
-            facts["seen in captions"] = _by_frequency(here, seen_in(question.space, captions))
+            facts["seen in captions"] = _by_frequency(here, seen[question.space.checksum])
         if hierarchy is not None and all(id in hierarchy for id in question.space.ids):
             facts["hierarchy"] = _by_hierarchy(here, hierarchy, ks)
         results["questions"][name] = facts
@@ -377,7 +381,8 @@ def find_space(name: str, pairs: Pairs) -> LabelSpace:
     return load_label_space(name, pairs.manifest.data_root)
 
 
-class _Here(NamedTuple):
+@dataclass(frozen=True)
+class _Here:
     """One question and what is known of its answers; images count among the readable ones."""
 
     question: Question
@@ -386,17 +391,18 @@ class _Here(NamedTuple):
     owner: np.ndarray  # (M,)
     truth: np.ndarray  # (M,)
 
-    @property
+    @cached_property
     def asked_images(self) -> np.ndarray:
         """Images with a true class in the label space, sorted."""
         return np.unique(self.owner)
 
-    def places(self, policy: Any) -> np.ndarray:
-        """Find the place of the first right answer, for each of ``asked_images``."""
-        places = self.key.first_right(self.ranking.indices, self.owner, self.truth, policy)
-        return places[self.asked_images]
+    @cached_property
+    def places(self) -> dict[str, np.ndarray]:
+        """Places of the first right answer for ``asked_images``, under each policy."""
+        given = self.ranking.indices, self.owner, self.truth
+        return {p: self.key.first_right(*given, p)[self.asked_images] for p in POLICIES}
 
-    @property
+    @cached_property
     def places_of_classes(self) -> np.ndarray:
         """Find the place, strictly, of each true class: an image with two counts for both."""
         return self.key.places(self.ranking.indices, self.owner, self.truth, "strict")
@@ -419,7 +425,7 @@ def _hits(here: _Here, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Give flat hit@k under each policy, with the chance level of guessing."""
     hits: dict[str, dict[str, Any]] = {}
     for policy in POLICIES:
-        places, n_answers = here.places(policy), here.key.n_answers(policy)
+        places, n_answers = here.places[policy], here.key.n_answers(policy)
         hits[policy] = {
             f"hit@{k}": estimate(places < k, chance=min(1.0, k / n_answers)) for k in ks
         }
@@ -430,7 +436,7 @@ def _certainty(here: _Here, logit_scale: float) -> dict[str, float]:
     """Compare the probability of the first name with how often it is a name of the true class."""
     ranking, rows = here.ranking, here.asked_images
     confidence = (logit_scale * ranking.scores[rows, 0] - ranking.totals[rows]).exp().clamp(max=1)
-    right = here.places("merge_duplicates") < 1
+    right = here.places["merge_duplicates"] < 1
     return {
         "calibration error": reliability(confidence.numpy(), right)["ece"],
         "area under risk over coverage": risk_coverage(confidence, right).area,
