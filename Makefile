@@ -15,6 +15,7 @@ test: $(VENV)/.complete
 lint: $(VENV)/.complete
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
 
 # uv when it is there; otherwise Python's own venv, into which pip brings uv.
 $(VENV)/.complete: requirements.lock requirements-nodeps.lock pyproject.toml

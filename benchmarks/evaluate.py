@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zslkit.provenance import machine
+from zslkit.report.provenance import machine
 
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
 IMAGES, CLASSES, DIMENSION, KS, ROUNDS = 50_000, 22_843, 768, (1, 2, 5, 10), 3
@@ -36,8 +36,9 @@ def embeddings():
 
 def zslkit(images, bank, truth):
     """Rank, find softmax denominators and read answers, as `evaluate_stream` does."""
-    from zslkit.labelspaces import AnswerKey, from_names
-    from zslkit.zeroshot import ClassBank, rank_and_total
+    from zslkit.zeroshot.answer_keys import AnswerKey
+    from zslkit.zeroshot.label_spaces import from_names
+    from zslkit.zeroshot.ranking import ClassBank, rank_and_total
 
     names = [f"class {number}" for number in range(CLASSES)]
     key = AnswerKey(from_names("benchmark", names, "invented"))

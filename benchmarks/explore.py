@@ -17,8 +17,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from zslkit.config import RunConfig
-from zslkit.labelspaces import load_label_space
 from zslkit.trainer import train
+from zslkit.zeroshot.label_spaces import load_label_space
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from browser.lab import OUTERMOST, chromium, jupyterlab, open_page, playwright, run_all

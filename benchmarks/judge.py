@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from clip_benchmark.metrics import zeroshot_classification as judge
+from clip_benchmark_adapter import as_clip
 
 import zslkit as zk
-from zslkit.provenance import machine
+from zslkit.report.provenance import machine
 
 RESULTS = Path(__file__).parent / "results" / "judge.json"
 
@@ -36,20 +37,20 @@ def thousand(own):
     """Put names of ImageNet behind the set's own classes, 1,000 in all."""
     others = zk.load_label_space("imagenet1k").class_names
     names = [*dict.fromkeys([*own.class_names, *others])][:1000]
-    return zk.labelspaces.from_names("1,000 classes", names, "own classes, then ImageNet-1k")
+    return zk.zeroshot.from_names("1,000 classes", names, "own classes, then ImageNet-1k")
 
 
 def main(run_dir, manifest=None, split=None, data_root=None):
     """Let both evaluate; their hits must agree to the last image."""
     run = zk.load_run(run_dir)
-    config, templates = run.config, zk.prompts.find_templates(run.config.prompt_templates)
+    config, templates = run.config, zk.zeroshot.find_templates(run.config.prompt_templates)
     place = data_root or config.data_root
     name, part = manifest or config.zeroshot_manifest, split or config.zeroshot_split
     pairs = zk.open_pairs(name, part, data_root=place)
-    clip, tokenizer = zk.adapters.as_clip(run.model)
+    clip, tokenizer = as_clip(run.model)
     as_array = torch.Tensor.numpy
     results = {}
-    for space in (own := zk.labelspaces.own_label_space(pairs), thousand(own)):
+    for space in (own := zk.zeroshot.own_label_space(pairs), thousand(own)):
         loader = torch.utils.data.DataLoader(Labelled(run.model, pairs, space), batch_size=256)
         texts = [text.replace("{}", "{c}") for text in templates]
         start = time.perf_counter()
@@ -60,8 +61,8 @@ def main(run_dir, manifest=None, split=None, data_root=None):
         torch.Tensor.numpy = as_array
         between = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            questions = zk.streaming.pose(run.model, pairs, [space], {"run": templates})
-            found = zk.streaming.evaluate_stream(run.model, pairs, questions, folder)
+            questions = zk.evaluation.pose(run.model, pairs, [space], {"run": templates})
+            found = zk.evaluation.evaluate_stream(run.model, pairs, questions, folder)
         seconds = {"zslkit": time.perf_counter() - between, "clip-benchmark": between - start}
         hits = found["questions"][f"{space.name} / run"]["hits"]["strict"]
         ours = {"acc1": hits["hit@1"]["value"], "acc5": hits["hit@5"]["value"]}

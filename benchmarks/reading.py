@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 import zslkit as zk
-from zslkit.encoders import ImageTransform
-from zslkit.pairs import iterate_batches
+from zslkit.data.sampling import iterate_batches
+from zslkit.encoders.image import ImageTransform
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
 SIZE, BATCH = 224, 64

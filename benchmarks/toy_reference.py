@@ -15,8 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import zslkit as zk
-from zslkit.cache import embed
-from zslkit.metrics import estimate, hits_at_k
+from zslkit.data.cache import embed
+from zslkit.evaluation.intervals import estimate
+from zslkit.evaluation.metrics import hits_at_k
 
 RESULTS = Path(__file__).parent / "results" / "toy_reference.json"
 

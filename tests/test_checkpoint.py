@@ -13,12 +13,13 @@ from zslkit.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
     start_run_dir,
-    write_json,
 )
 from zslkit.config import RunConfig
-from zslkit.encoders import build_dual_encoder
+from zslkit.data.files import write_json
+from zslkit.encoders.dual import build_dual_encoder
 from zslkit.teacher import build_teacher
-from zslkit.trainer import build_optimizer, train
+from zslkit.trainer import train
+from zslkit.training.optim import build_optimizer
 
 FROZEN = {"image_tower": "frozen", "text_tower": "frozen"}
 

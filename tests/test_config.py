@@ -1,7 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
-from zslkit.config import PRESETS, RunConfig, project_root, read_count, read_parameters
+from zslkit.config import PRESETS, RunConfig
+from zslkit.data.files import project_root
+from zslkit.report.notebook import read_count, read_parameters
 
 
 def test_defaults_are_the_toy_preset():

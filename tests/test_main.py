@@ -14,8 +14,8 @@ import zslkit.trainer
 from zslkit.__main__ import app, main
 from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
-from zslkit.pairs import open_pairs
-from zslkit.report import record
+from zslkit.data.pairs import open_pairs
+from zslkit.report.results import record
 from zslkit.trainer import train
 
 
@@ -202,7 +202,7 @@ def test_an_interrupted_training_exits_130_and_goes_on(tiny_settings, tmp_path, 
 def test_only_the_first_of_several_processes_reports(tiny_settings, tmp_path, monkeypatch):
     def train_as_second_process(config):
         run = train(config)
-        monkeypatch.setattr("zslkit.dist.rank", lambda: 1)
+        monkeypatch.setattr("zslkit.training.dist.rank", lambda: 1)
         return run
 
     monkeypatch.setattr(zslkit.trainer, "train", train_as_second_process)
@@ -246,7 +246,7 @@ def test_the_report_runs_numbered_notebooks_in_order(tmp_path, monkeypatch):
         given.append((*words, options))
         return "index", failed
 
-    monkeypatch.setattr("zslkit.notebooks.build_report", build)
+    monkeypatch.setattr("zslkit.report.runner.build_report", build)
     line = ("report", "--notebooks", tmp_path, "--output-dir", tmp_path / "out")
     assert run_line(*line) == "index\n"
     paths = [tmp_path / "00_quickstart.ipynb", tmp_path / "03_train.ipynb"]
@@ -259,7 +259,7 @@ def test_the_report_runs_numbered_notebooks_in_order(tmp_path, monkeypatch):
 
 
 def test_the_plan_of_the_report_fits_the_notebooks():
-    from zslkit.notebooks import _plan
+    from zslkit.report.runner import _plan
 
     folder = Path(__file__).parents[1] / "notebooks"
     plan = json.loads((folder / "report.json").read_text())
@@ -297,7 +297,7 @@ def test_a_reproduction_exits_0_only_if_all_is_equal(tmp_path, monkeypatch):
         given.append(words)
         yield from outcomes
 
-    monkeypatch.setattr("zslkit.notebooks.reproduce", reproduce)
+    monkeypatch.setattr("zslkit.report.reproduction.reproduce", reproduce)
     line = ("report", "reproduce", tmp_path, "--output-dir", tmp_path / "new")
     output = run_line(*line, "--set", "seeds=[0, 1]", "--set", "data_root=a=b")
     assert given == [

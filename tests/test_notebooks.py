@@ -11,8 +11,9 @@ import papermill
 import pytest
 
 from zslkit.config import RunConfig
-from zslkit.labelspaces import POLICIES
-from zslkit.report import flat, load_results
+from zslkit.report.cards import load_results
+from zslkit.report.tables import flat
+from zslkit.zeroshot.answer_keys import POLICIES
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -11,20 +11,16 @@ import pytest
 import torch
 
 import zslkit.trainer
+import zslkit.training.step
 from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
-from zslkit.encoders import build_dual_encoder
-from zslkit.feeding import TrainingData
+from zslkit.encoders.dual import build_dual_encoder
 from zslkit.teacher import build_teacher
-from zslkit.trainer import (
-    autocast,
-    backward,
-    build_optimizer,
-    choose_device,
-    clip_gradients,
-    learning_rate_at,
-    train,
-)
+from zslkit.trainer import train
+from zslkit.training.batches import TrainingData
+from zslkit.training.device import autocast, choose_device
+from zslkit.training.optim import build_optimizer, clip_gradients, learning_rate_at
+from zslkit.training.step import backward
 
 STEPS = 8  # two epochs of four batches
 FROZEN = {"image_tower": "frozen", "text_tower": "frozen"}
@@ -188,7 +184,7 @@ def test_runs_outside_the_main_thread(tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_path, monkeypatch):
-    healthy = zslkit.trainer.training_loss
+    healthy = zslkit.training.step.training_loss
     calls = []
 
     def ill(*args):
@@ -196,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_pat
         calls.append(loss)
         return (loss * math.nan if len(calls) == 4 else loss), terms
 
-    monkeypatch.setattr(zslkit.trainer, "training_loss", ill)
+    monkeypatch.setattr(zslkit.training.step, "training_loss", ill)
     seen = []
     with pytest.raises(FloatingPointError, match="loss=nan at batch 3 of epoch 0 .*keys"):
         train(

@@ -52,10 +52,10 @@ def takes_config(command: Callable) -> Callable:
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
-    from zslkit import dist
-    from zslkit.evaluation import evaluate
-    from zslkit.report import record
+    from zslkit.evaluation.evaluator import evaluate
+    from zslkit.report.results import record
     from zslkit.trainer import train as run_training
+    from zslkit.training import dist
 
     run = run_training(config)
     if run.record["interrupted"]:
@@ -88,7 +88,7 @@ def evaluate(
     several processes under torchrun.
     """
     from zslkit.checkpoint import load_run
-    from zslkit.evaluation import evaluate as measure
+    from zslkit.evaluation.evaluator import evaluate as measure
 
     run = load_run(run_dir)
     changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
@@ -100,10 +100,10 @@ def evaluate(
             raise ValueError(f"--{lost[0]} belongs to --label-space, which is not given")
         typer.echo(json.dumps(measure(run.model, config), indent=2))
         return
-    from zslkit import dist
-    from zslkit.labelspaces import read_label_map
-    from zslkit.streaming import evaluate_run
-    from zslkit.trainer import choose_device
+    from zslkit.evaluation.questions import evaluate_run
+    from zslkit.training import dist
+    from zslkit.training.device import choose_device
+    from zslkit.zeroshot.label_spaces import read_label_map
 
     folder = output_dir or run_dir / "evaluation"
     mapping = read_label_map(label_map)
@@ -124,7 +124,7 @@ def predict(
 ) -> None:
     """Name what images show, among the given classes."""
     from zslkit.checkpoint import load_run
-    from zslkit.zeroshot import ZeroShotClassifier
+    from zslkit.zeroshot.classifier import ZeroShotClassifier
 
     run = load_run(run_dir)
     names = [name.strip() for name in classes.split(",") if name.strip()]
@@ -149,8 +149,8 @@ def embed(
     from safetensors.torch import save_file
 
     from zslkit.checkpoint import load_run
-    from zslkit.evaluation import embed_images
-    from zslkit.pairs import open_pairs
+    from zslkit.data.pairs import open_pairs
+    from zslkit.evaluation.retrieval import embed_images
 
     run = load_run(run_dir)
     pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
@@ -162,7 +162,7 @@ def embed(
 @data_app.command("list")
 def list_data() -> None:
     """Name the manifests at hand."""
-    from zslkit.manifests import list_manifests
+    from zslkit.data.manifests import list_manifests
 
     for name in list_manifests():
         typer.echo(name)
@@ -171,7 +171,7 @@ def list_data() -> None:
 @data_app.command("verify")
 def verify_data(name: ManifestName, data_root: DataRoot = None) -> None:
     """Say exactly which file of a data set is missing, short or changed."""
-    from zslkit.manifests import load_manifest
+    from zslkit.data.manifests import load_manifest
 
     manifest = load_manifest(name, data_root)
     problems = manifest.verify()
@@ -195,7 +195,7 @@ def report(
     """Run the notebooks headlessly and write a page over their results; or compare results."""
     if context.invoked_subcommand:
         return
-    from zslkit.notebooks import build_report
+    from zslkit.report.runner import build_report
 
     settings = notebooks / "report.json"  # parameters (sweeps are kept short) and order
     plan = json.loads(settings.read_text()) if settings.is_file() else {}
@@ -214,7 +214,7 @@ def diff_runs(
     second: Annotated[Path, typer.Argument(help="The same, to compare with.")],
 ) -> None:
     """Say how settings, origin and metrics of two runs differ, against the spread of seeds."""
-    from zslkit.cards import compare, comparison_tables
+    from zslkit.report.comparison import compare, comparison_tables
 
     compared = compare(first, second)
     for path, seeds in compared["sides"]:
@@ -230,8 +230,8 @@ def reproduce_report(
     notebooks: Notebooks = Path("notebooks"),
 ) -> None:
     """Run the notebooks behind results again; exits 0 only if all metrics are equal to the bit."""
-    from zslkit.cards import outcome_tables
-    from zslkit.notebooks import reproduce
+    from zslkit.report.comparison import outcome_tables
+    from zslkit.report.reproduction import reproduce
 
     given = dict(_read_change(text) for text in changes or ())
     folder = output_dir or Path(tempfile.mkdtemp(prefix="zslkit-reproduced-"))

@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zslkit import dist
-from zslkit.cards import read_run
 from zslkit.config import RunConfig
-from zslkit.encoders import build_dual_encoder, fingerprint, load_tensors
-from zslkit.provenance import write_json
+from zslkit.data.files import write_json
+from zslkit.encoders.dual import build_dual_encoder
+from zslkit.encoders.weights import fingerprint, load_tensors
+from zslkit.report.cards import read_run
 from zslkit.teacher import Teacher
+from zslkit.training import dist
 
 # What may differ between a run and its continuation without changing a single weight.
 FREE_TO_CHANGE = {

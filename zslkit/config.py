@@ -1,29 +1,16 @@
 """What a run is made of: one frozen, validated, flat model of all its settings."""
 
-import ast
-import contextlib
-import difflib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
+from zslkit.zeroshot.prompts import find_templates
 
 SoftTargets = Literal["none", "label_smoothing", "teacher", "transport", "progressive"]
-
-
-class Strict(BaseModel):
-    """A frozen model that names what it does not know, with the nearest known names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_known_names(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            check_names(values, cls.model_fields, "key")
-        return values
 
 
 class RunConfig(Strict):
@@ -180,14 +167,12 @@ class RunConfig(Strict):
         if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
             return None
         if isinstance(value, str) and value.startswith("[") and "tuple" in annotation:
-            return _as_list(value)
+            return as_list(value)
         return value
 
     @field_validator("prompt_templates")
     @classmethod
     def _known_templates(cls, value: Any) -> Any:
-        from zslkit.prompts import find_templates  # it takes names from here
-
         find_templates(value)
         return value
 
@@ -285,126 +270,3 @@ def parse_tower_mode(mode: str, field: str = "tower") -> int | None:
     if head == "last_blocks" and count.isdecimal() and int(count) > 0:
         return int(count)
     raise ValueError(f"{field}={mode!r} must be train, frozen or last_blocks=N with N > 0")
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """Word a hint at the known names that are most like one that is not known."""
-    near = difflib.get_close_matches(str(name), known)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-
-
-def check_names(given: Mapping[str, Any], known: Collection[str], kind: str) -> None:
-    """Raise ValueError for the first name that is not known."""
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"{name}={value!r}: no such {kind}; {nearest(name, known)}")
-
-
-def read_list(parameters: Mapping[str, Any], name: str) -> list:
-    """Read a parameter that is a list, or its text as papermill passes it.
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    """
-    try:
-        return _as_list(parameters[name])
-    except ValueError as error:
-        raise ValueError(f"{name}={parameters[name]!r}: {error}") from None
-
-
-def read_count(
-    parameters: Mapping[str, Any], name: str, least: int = 1, below: int | None = None
-) -> int:
-    """Read a parameter that is a whole number.
-
-    Raises
-    ------
-    ValueError
-        If it is not, below ``least``, or not below ``below``.
-    """
-    value = parameters[name]
-    if type(value) is not int or value < least or (below is not None and value >= below):
-        limit = f"of at least {least}" if below is None else f"from {least} to {below - 1}"
-        raise ValueError(f"{name}={value!r}: must be a whole number {limit}")
-    return value
-
-
-def _as_list(value: Any) -> list:
-    with contextlib.suppress(json.JSONDecodeError):
-        value = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError("must be a list such as [0, 1, 2]")
-    return list(value)
-
-
-def explain(error: ValidationError) -> str:
-    """Word a validation error as one line for each field: name, value, what is right."""
-    lines = []
-    for item in error.errors(include_url=False):
-        message = item["msg"].removeprefix("Value error, ")
-        field = ".".join(str(part) for part in item["loc"][:1])
-        lines.append(f"{field}={item['input']!r}: {message}" if field else message)
-    return "\n".join(dict.fromkeys(lines))
-
-
-def project_root(start: str | Path = ".") -> Path:
-    """Find the nearest folder upwards that holds ``data_manifests``, else ``start`` itself.
-
-    JupyterLab starts kernels in the notebook's folder and papermill in the caller's; relative
-    paths mean the same in both once the notebook has moved here.
-    """
-    start = Path(start).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "data_manifests").is_dir():
-            return folder
-    return start
-
-
-def read_parameters(cells: Sequence[str]) -> dict[str, Any]:
-    """Read the parameters a notebook was given from the source of its executed cells.
-
-    The parameters cell and the cell that papermill injects below it consist of literal
-    assignments. Every such name counts if it stands before the first call of this function,
-    so that a misspelt ``-p`` is seen; later cells may only set the same names anew.
-
-    Parameters
-    ----------
-    cells : sequence of str
-        IPython's ``In``.
-
-    Returns
-    -------
-    dict
-        The last literal assigned to each name.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is not a literal.
-    """
-    parameters: dict[str, Any] = {}
-    called = False
-    for source in cells:
-        called = called or "read_parameters(" in source
-        try:
-            body = ast.parse(source).body
-        except SyntaxError:  # magics and shell lines: no parameters cell
-            continue
-        if not all(isinstance(node, ast.Assign | ast.AnnAssign) for node in body):
-            continue
-        for node in body:
-            name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
-            if called and name not in parameters:
-                continue
-            try:
-                parameters[name] = ast.literal_eval(node.value)
-            except ValueError:
-                if called:
-                    continue
-                raise ValueError(
-                    f"{name}={ast.unparse(node.value)}: a parameter must be a literal "
-                    "(number, text, true, false, None or a list)"
-                ) from None
-    return parameters

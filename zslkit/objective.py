@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zslkit import dist
 from zslkit.config import RunConfig
 from zslkit.losses import contrastive_loss, distillation_loss, sigmoid_loss
 from zslkit.targets import (
@@ -20,6 +19,7 @@ from zslkit.targets import (
     teacher_targets,
     transport_targets,
 )
+from zslkit.training import dist
 
 _AGREEMENT_ROWS = 64  # enough to see whether targets are inverted, cheap at any batch size
 

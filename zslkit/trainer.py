@@ -5,30 +5,24 @@ same weights, bit for bit on the CPU.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 
-from zslkit import dist
-from zslkit.cards import write_card
-from zslkit.checkpoint import (
-    Run,
-    read_history,
-    restore_checkpoint,
-    save_checkpoint,
-    start_run_dir,
-)
-from zslkit.coach import advise
+from zslkit.checkpoint import Run, read_history, restore_checkpoint, save_checkpoint, start_run_dir
 from zslkit.config import RunConfig
-from zslkit.encoders import DualEncoder, build_dual_encoder
-from zslkit.feeding import TrainingBatch, TrainingData, encode
-from zslkit.monitor import Monitor, interruptible
-from zslkit.objective import Embedded, training_loss
-from zslkit.pairs import check_broken
-from zslkit.provenance import peak_memory, provenance
-from zslkit.teacher import Teacher, build_teacher
+from zslkit.data.sampling import check_broken
+from zslkit.encoders.dual import build_dual_encoder
+from zslkit.report.cards import write_card
+from zslkit.report.provenance import peak_memory, provenance
+from zslkit.teacher import build_teacher
+from zslkit.training import dist
+from zslkit.training.batches import TrainingData
+from zslkit.training.coach import advise
+from zslkit.training.device import choose_device, repeatable
+from zslkit.training.monitor import Monitor, interruptible
+from zslkit.training.optim import build_optimizer, clip_gradients, learning_rate_at, trainable
+from zslkit.training.step import backward
 
 Callback = Callable[[Run, dict[str, float]], dict[str, float] | None]
 
@@ -162,147 +156,3 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     if dist.rank() == 0:
         write_card(run_dir, provenance(config) | {"record": run.record})
     return run
-
-
-def backward(
-    model: DualEncoder,
-    teacher: Teacher | None,
-    batch: TrainingBatch,
-    config: RunConfig,
-    progress: float,
-    trust: torch.Tensor | None = None,
-) -> tuple[float, dict[str, float]]:
-    """Add the gradients of one batch to the parameters; return the loss and its terms.
-
-    With ``accumulation`` above 1 the batch is embedded in chunks without gradients, the loss of
-    the whole batch gives the gradient of each embedding, and each chunk is embedded again to
-    carry it on. Only one chunk's activations are in memory, every negative counts, and the
-    scales get their gradient once. Random numbers repeat; BatchNorm statistics move once.
-
-    References
-    ----------
-    Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under Memory Limited
-    Setup", arXiv:2101.06983.
-    """
-    batch, device = batch[: dist.smallest(len(batch))], batch.images.device
-    trust = None if trust is None else trust[: len(batch)]
-    guide = None
-    if teacher is not None and teacher.ready:
-        with torch.no_grad(), autocast(config, device):
-            guide = encode(teacher.model, batch)
-    scales = model.logit_scale, model.distillation_scale
-    bias = getattr(model, "logit_bias", None)
-    size = -(-len(batch) // config.accumulation)
-    chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
-    if len(chunks) == 1:
-        with autocast(config, device):
-            student = encode(model, batch)
-        loss, terms = training_loss(student, guide, *scales, config, progress, trust, bias)
-        loss.backward()
-        return loss.item(), terms
-
-    seeds = torch.randint(2**62, (len(chunks),)).tolist()
-
-    def encode_chunk(chunk: TrainingBatch, seed: int) -> Embedded:
-        """Embed one chunk with random numbers of its own, the same at every call."""
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            with autocast(config, device):
-                return encode(model, chunk)
-
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad():
-        parts = [encode_chunk(*chunk) for chunk in zip(chunks, seeds, strict=True)]
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    whole = Embedded(*(torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)))
-    loss, terms = training_loss(whole, guide, *scales, config, progress, trust, bias)
-    loss.backward()
-    gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
-    for chunk, seed, gradient in zip(chunks, seeds, gradients, strict=True):
-        torch.autograd.backward(list(encode_chunk(chunk, seed)), list(gradient))
-    return loss.item(), terms
-
-
-def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """Build AdamW or SGD; norms, biases and scales (fewer than two dimensions) do not decay."""
-    groups = [
-        {"params": [p for p in trainable(model) if p.dim() > 1]},
-        {"params": [p for p in trainable(model) if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")  # one pass over the weights
-    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": fused}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, **options)
-    return torch.optim.AdamW(groups, **options)
-
-
-def learning_rate_at(step: int, total_steps: int, config: RunConfig) -> float:
-    """Give the learning rate of an optimizer step: linear warm-up, then cosine to zero.
-
-    References
-    ----------
-    Loshchilov and Hutter (2017), arXiv:1608.03983, equation 5, one cycle, per step.
-    """
-    warmup = min(config.warmup_steps, total_steps - 1)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, total_steps - warmup)
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> float:
-    """Scale gradients down to a global norm; return the norm they had."""
-    return nn.utils.clip_grad_norm_(list(parameters), largest or math.inf).item()
-
-
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """List the parameters that training changes."""
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-@contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """On the CPU, take algorithms whose sums do not depend on which thread comes first.
-
-    Without it the gradient of ``nn.EmbeddingBag`` differs from call to call with two threads.
-    """
-    memory, before = torch.utils.deterministic, torch.get_deterministic_debug_mode()
-    filled = memory.fill_uninitialized_memory
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        memory.fill_uninitialized_memory = False  # would write every new tensor twice
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)  # also whether the caller wants warnings only
-        memory.fill_uninitialized_memory = filled
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn ``auto`` into the accelerator if there is one, else the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the named device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name!r}: must be auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices; "
-            "take auto or cpu"
-        )
-    return device
-
-
-def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """Compute in bfloat16 where asked for or, with ``auto``, where the device has it."""
-    auto = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    wanted = config.precision == "bfloat16" or (config.precision == "auto" and auto)
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

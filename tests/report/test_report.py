@@ -1,0 +1,173 @@
+"""What is recorded, what is refused, and how the index shows it."""
+
+import math
+import re
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from test_cards import run_of
+
+from zslkit.config import RunConfig
+from zslkit.data.files import project_root
+from zslkit.plots.evaluation import hit_bars
+from zslkit.report.cards import load_results, write_card
+from zslkit.report.index import describe, write_index
+from zslkit.report.provenance import provenance
+from zslkit.report.results import PUBLISHED, record, results_table
+
+HIT = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 80, "chance": 0.05}
+
+
+def test_record_writes_everything_a_reader_needs(tmp_path):
+    config = RunConfig(seed=7)
+    figures = {"bars": hit_bars(["a"], [0.5])}
+    folder = tmp_path / "deep" / "03_train"
+    path = record({"hit@1": HIT}, config, folder, figures=figures, extra={"broken": ["x.jpg"]})
+    assert path == folder / "results.json"
+    assert sorted(p.name for p in folder.iterdir()) == ["bars.png", "results.json"]
+    results = load_results(path)
+    assert results == load_results(folder)
+    assert results["name"] == "03_train"
+    assert results["metrics"] == {"hit@1": HIT}
+    assert RunConfig(**results["config"]) == config
+    assert results["extra"] == {"broken": ["x.jpg"]}
+    assert {**results, **provenance(config), "date": results["date"]} == results
+    assert results["notebook"] is None
+
+
+def test_the_notebook_and_what_it_was_given_are_recorded(tmp_path):
+    inside = str(project_root() / "reports" / "03")
+    given = {"epochs": 3, "seed": None, "data_root": str(tmp_path / "photos"), "run_dir": inside}
+    path = record({}, None, tmp_path, notebook="03_train", parameters=given)
+    results = load_results(path)
+    assert results["notebook"] == "03_train"
+    assert results["parameters"] == {"epochs": 3, "data_root": "…/photos", "run_dir": "reports/03"}
+
+
+def test_numbers_of_any_library_become_plain(tmp_path):
+    metrics = {
+        "hits": {1: np.float32(0.5), 5: torch.tensor(0.75)},
+        "seeds": np.array([1.0, 2.0]),
+        "n": 3,
+    }
+    results = load_results(record(metrics, None, tmp_path))
+    assert results["metrics"] == {"hits": {"1": 0.5, "5": 0.75}, "seeds": [1.0, 2.0], "n": 3}
+    assert results["manifest_checksum"] is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, torch.tensor(-math.inf), "0.5", None])
+def test_a_metric_that_is_no_finite_number_is_refused(tmp_path, bad):
+    record({"loss": 1.0}, {}, tmp_path)
+    with pytest.raises(ValueError, match=r"metrics / hits / 5 = .* is no finite number"):
+        record({"hits": {1: 0.5, 5: bad}}, {}, tmp_path)
+    assert load_results(tmp_path)["metrics"] == {"loss": 1.0}
+
+
+def test_a_figure_name_is_no_path(tmp_path):
+    with pytest.raises(ValueError, match=r"letters, digits, _ and -, not \['../bars'\]"):
+        record({}, {}, tmp_path, figures={"../bars": hit_bars(["a"], [0.5])})
+
+
+def test_table_has_a_row_for_each_metric(tmp_path):
+    record({"zero-shot": {"hit@1": HIT}, "losses": [2.0, 1.0]}, {"seed": 3}, tmp_path / "a")
+    record({"loss": 0.5}, {"seed": 4}, tmp_path / "b")
+    table = results_table([load_results(tmp_path / name) for name in "ab"])
+    assert " ".join(table.columns) == "name metric value low high n chance seed"
+    assert list(table["name"]) == ["a", "a", "a", "b"]
+    assert list(table["metric"]) == ["zero-shot / hit@1", "losses / 0", "losses / 1", "loss"]
+    assert list(table["value"]) == [0.5, 2.0, 1.0, 0.5]
+    assert table["chance"][0] == 0.05
+    assert table["low"].isna().tolist() == [False, True, True, True]
+    assert list(table["seed"]) == [3, 3, 3, 4]
+
+
+def test_published_figures_are_fractions_with_their_source():
+    assert "OTTER" in PUBLISHED["source"]
+    assert set(PUBLISHED["settings"]) >= {"training pairs", "labelled images", "truth"}
+    assert len(PUBLISHED["methods"]) == 4
+    for method in PUBLISHED["methods"].values():
+        assert len(method) == len(PUBLISHED["sets"])
+        for row in method:
+            assert len(row) == len(PUBLISHED["ks"])
+            assert 0 < row[0] < row[1] < row[2] < 1
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """An index over one run with its card, a sweep, one that failed and one that was not run."""
+    folder = tmp_path_factory.mktemp("index")
+    texts = {
+        "01_run": "# Does <script>alert(1)</script> it *work*?\n\nIs `1 + 1` two?\n\nMore text.",
+        "02_sweep": "# Which is best?",
+        "03_bad": "# What breaks?",
+        "04_blocked": "# And then?",
+    }
+    for name, text in texts.items():
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        nbformat.write(book, folder / f"{name}.ipynb")
+    for name in ("01_run", "02_sweep", "03_bad"):
+        (folder / f"{name}.html").touch()
+    (folder / "01_run").mkdir()
+    write_card(folder / "01_run", run_of(train_split="<i>train</i>"))
+    figures = {f"bars_{number}": hit_bars(["a"], [0.5]) for number in range(5)}
+    extra = {"advice": ["Look at <b>this</b>."]}
+    record({"<b>hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
+    (folder / "01_run" / "bars_1.png").unlink()  # someone has tidied up
+    for seed in (0, 1):
+        (folder / "02_sweep" / "InfoNCE" / f"seed-{seed}").mkdir(parents=True)
+        write_card(folder / "02_sweep" / "InfoNCE" / f"seed-{seed}", run_of(seed=seed))
+    record({"loss": 1.5}, RunConfig(), folder / "02_sweep")
+    how = {
+        "01_run": {"error": "", "minutes": 2.25},
+        "02_sweep": {"error": "", "minutes": 1.0, "unchanged": "2020-02-02"},
+        "03_bad": {"error": "KeyError: no <i>such</i> key", "minutes": 0.5},
+        "04_blocked": {"error": "not run: it reads the results of 03_bad, which failed"},
+    }
+    places = {name: (folder / f"{name}.ipynb", folder / f"{name}.ipynb", folder / name)
+              for name in how}  # fmt: skip
+    entries = [describe(*places[name], how[name]) for name in how]
+    return write_index(entries, folder / "index.html")
+
+
+def test_index_shows_titles_states_and_values(page):
+    html = page.read_text("utf-8")
+    assert "Does &lt;script&gt;alert(1)&lt;/script&gt; it work?" in html
+    assert "Is 1 + 1 two?" in html
+    assert "More text." not in html
+    assert "4 notebooks" in html
+    assert "2 failed" in html
+    assert html.count('<span class="ok">ok</span>') == 2
+    assert "KeyError: no &lt;i&gt;such&lt;/i&gt; key" in html
+    assert "not run: it reads the results of 03_bad, which failed" in html
+    row = "<td>&lt;b&gt;hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td><td>5.0%</td>"
+    assert html.count(row) == 2  # among all results, and in the card
+    assert "2.2 min" in html
+    assert "unchanged since 2020-02-02" in html
+    assert "1.0 min" not in html
+
+
+def test_index_stands_alone(page):
+    html = page.read_text("utf-8")
+    assert html.count("data:image/png;base64,") == 3  # of those that are there
+    assert "<script" not in html
+    links = re.findall(r'href="([^"]+)"', html)
+    assert "03_bad.html" in links
+    assert "04_blocked.html" not in links
+    for link in links:
+        assert (page.parent / link).is_file()
+
+
+def test_index_holds_the_card_of_a_run_but_only_counts_those_of_a_sweep(page):
+    html = page.read_text("utf-8")
+    assert html.count("<details>") == 1
+    assert "4,096 of toy / &lt;i&gt;train&lt;/i&gt;" in html
+    assert "<li>Look at &lt;b&gt;this&lt;/b&gt;.</li>" in html
+    assert "2 runs, each with a card" in html
+
+
+def test_an_index_without_results(tmp_path):
+    html = write_index([], tmp_path / "index.html").read_text("utf-8")
+    assert "0 notebooks" in html
+    assert "<table" not in html

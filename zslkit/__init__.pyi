@@ -1,0 +1,54 @@
+"""The names that ``import zslkit as zk`` offers."""
+
+from . import checkpoint as checkpoint
+from . import config as config
+from . import data as data
+from . import encoders as encoders
+from . import evaluation as evaluation
+from . import losses as losses
+from . import objective as objective
+from . import plots as plots
+from . import report as report
+from . import targets as targets
+from . import teacher as teacher
+from . import trainer as trainer
+from . import training as training
+from . import widgets as widgets
+from . import zeroshot as zeroshot
+from .checkpoint import Run as Run
+from .checkpoint import load_run as load_run
+from .config import RunConfig as RunConfig
+from .data.cache import embed as embed
+from .data.files import project_root as project_root
+from .data.manifests import Manifest as Manifest
+from .data.manifests import load_manifest as load_manifest
+from .data.pairs import Pairs as Pairs
+from .data.pairs import open_pairs as open_pairs
+from .encoders.dual import DualEncoder as DualEncoder
+from .encoders.dual import build_dual_encoder as build_dual_encoder
+from .evaluation.evaluator import evaluate as evaluate
+from .evaluation.metrics import flat_hit_at_k as flat_hit_at_k
+from .evaluation.metrics import retrieval_recall as retrieval_recall
+from .losses import contrastive_loss as contrastive_loss
+from .losses import distillation_loss as distillation_loss
+from .losses import sigmoid_loss as sigmoid_loss
+from .objective import soft_targets as soft_targets
+from .report.notebook import read_count as read_count
+from .report.notebook import read_list as read_list
+from .report.notebook import read_parameters as read_parameters
+from .report.results import record as record
+from .report.sweep import run_sweep as run_sweep
+from .targets import label_smoothing_targets as label_smoothing_targets
+from .targets import progressive_targets as progressive_targets
+from .targets import sinkhorn as sinkhorn
+from .targets import teacher_targets as teacher_targets
+from .targets import transport_targets as transport_targets
+from .teacher import build_teacher as build_teacher
+from .trainer import train as train
+from .zeroshot.class_bank import build_class_bank as build_class_bank
+from .zeroshot.classifier import ZeroShotClassifier as ZeroShotClassifier
+from .zeroshot.label_spaces import load_label_space as load_label_space
+from .zeroshot.ranking import ClassBank as ClassBank
+from .zeroshot.ranking import rank_classes as rank_classes
+
+__version__: str

@@ -1,0 +1,166 @@
+"""Embeddings of frozen towers on disk, keyed by content: embed once, train in seconds."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.data.files import write_json
+from zslkit.encoders.dual import DualEncoder
+from zslkit.encoders.image import ImageTransform
+from zslkit.encoders.weights import fingerprint
+
+_LAYOUT = 1  # part of every key: raise it when what is stored changes
+
+
+class Embeddings(NamedTuple):
+    """Features of a frozen tower, memory-mapped, and which images could not be read."""
+
+    features: Tensor
+    """(N, F) float32 in the order of the items; zero rows where unreadable."""
+    broken: tuple[str, ...]
+    """Keys of unreadable images."""
+
+    def readable(self, keys: Sequence[str]) -> np.ndarray:
+        """Give the rows of the items, named by ``keys``, that could be read."""
+        return np.flatnonzero(~np.isin(np.array(list(keys)), self.broken))
+
+
+def embed(
+    tower: nn.Module,
+    items: Sequence,
+    cache_dir: str | Path | None,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 128,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    description: str = "embedding",
+) -> Embeddings:
+    """Embed texts or images with a frozen tower, or read what an earlier call stored.
+
+    The key hashes the tower's weights, the preprocessing and the items' content, so a stale
+    entry cannot be read and two runs over the same data share one.
+
+    Parameters
+    ----------
+    tower : Module
+        ``ImageTower`` or a text tower.
+    items : Pairs or sequence of str
+        Images to decode, or texts.
+    cache_dir : path or None
+        None computes without keeping.
+    image_size : int, optional
+        Side of the square for images, in pixels; None means that items are texts.
+    batch_size : int
+        Images, or texts of similar length, that pass the tower at once.
+    workers : int
+        Processes that decode images.
+    description : str
+        Name of the progress bar.
+
+    Returns
+    -------
+    Embeddings
+        Features of shape (N, F).
+    """
+    path = None
+    if cache_dir is not None:
+        content = _hash(items) if image_size is None else items.image_fingerprint
+        key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}"])[:32]
+        path = Path(cache_dir) / f"{key}.npy"
+    if path is not None and path.is_file():
+        broken = json.loads(path.with_suffix(".json").read_text())["broken"]
+        return Embeddings(_open(path), tuple(broken))
+    if image_size is None:
+        chunks = _texts(items, batch_size)
+    else:
+        chunks = _images(items, image_size, batch_size, workers)
+    rows = np.zeros((len(items), tower.feature_dim), dtype=np.float32)
+    broken: list[str] = []
+    training = tower.training
+    tower.to(device).eval()
+    bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2)
+    with torch.inference_mode(), bar:
+        for indices, inputs, unreadable in chunks:
+            if len(indices):
+                inputs = inputs.to(device) if isinstance(inputs, Tensor) else inputs
+                rows[indices] = tower(inputs).float().cpu().numpy()
+            broken.extend(unreadable)
+            bar.update(len(indices) + len(unreadable))
+    tower.train(training)
+    if path is None:
+        return Embeddings(torch.from_numpy(rows), tuple(broken))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the facts first, each file whole: whoever finds the array can read both
+    facts = {"broken": broken, "items": len(items), "description": description}
+    write_json(path.with_suffix(".json"), facts)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, rows)
+    temporary.replace(path)
+    return Embeddings(_open(path), tuple(broken))
+
+
+def tower_features(
+    model: DualEncoder, items: Sequence, config: RunConfig, description: str
+) -> Embeddings:
+    """Embed a list of texts, or the images of pairs, with the tower of ``model`` that reads them.
+
+    A frozen tower's features come from ``config.cache_dir``; see :func:`embed`.
+    """
+    side = "text" if isinstance(items, list) else "image"
+    frozen = parse_tower_mode(getattr(config, f"{side}_tower")) == 0
+    return embed(
+        getattr(model, f"{side}_tower"),
+        items,
+        config.cache_dir if frozen else None,
+        image_size=config.image_size if side == "image" else None,
+        workers=config.workers,
+        device=next(model.parameters()).device,
+        description=description,
+    )
+
+
+def _texts(texts: Sequence[str], batch_size: int) -> Iterator[tuple]:
+    """Batch texts of similar length: padding would be most of the work otherwise."""
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, [texts[i] for i in rows], ()
+
+
+def _images(pairs, image_size: int, batch_size: int, workers: int) -> Iterator[tuple]:
+    from zslkit.data.sampling import iterate_batches
+
+    batches = iterate_batches(
+        pairs,
+        min(batch_size, len(pairs)),
+        transform=ImageTransform(image_size, train=False),
+        shuffle=False,
+        drop_last=False,
+        workers=workers,
+    )
+    for batch in batches:
+        yield batch.indices.numpy(), batch.pixels, batch.broken
+
+
+def _hash(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> Tensor:
+    # "c": torch wants writable memory; copy-on-write never reaches the file
+    return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -1,0 +1,55 @@
+"""Tar shards in WebDataset layout, as img2dataset writes them."""
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+from zslkit.data.files import find_files
+from zslkit.data.schema import ManifestFields, Split
+from zslkit.data.source import IMAGE_SUFFIXES, Source
+
+_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # WebDataset: the key ends at the first dot
+
+
+def read_shards(manifest: ManifestFields, split: Split, root: Path) -> Source:
+    """Index tar shards, as img2dataset and webdataset write them, by one scan of their headers."""
+    paths = [path for pattern in split.shards for path in find_files(root, pattern)]
+    scans = (_scan(path, number, manifest.caption_field) for number, path in enumerate(paths))
+    return Source([row for rows in scans for row in rows], paths)
+
+
+def _scan(path: Path, number: int, caption_field: str | None) -> list[list]:
+    samples: dict[str, list] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                match = _MEMBER.fullmatch(member.name)
+                if match is None or not member.isfile():
+                    continue
+                key, suffix = match[1], match[2].lower()
+                sample = samples.setdefault(key, [key, [], None])
+                if suffix in IMAGE_SUFFIXES:
+                    sample[2] = (number, member.offset_data, member.size)
+                elif suffix == ("txt" if caption_field is None else "json"):
+                    text = tar.extractfile(member).read().decode("utf-8", "replace")
+                    sample[1] = _captions(text, caption_field, f"{path}, {member.name}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is not a sound uncompressed tar file ({error})") from error
+    if not any(caption for sample in samples.values() for caption in sample[1]):
+        where = ".txt members" if caption_field is None else f"field {caption_field!r} of .json"
+        raise ValueError(
+            f"{path}: none of its {len(samples)} samples has a caption in {where}; caption_field "
+            "in the manifest names a field of .json members, null means .txt members"
+        )
+    return list(samples.values())
+
+
+def _captions(text: str, caption_field: str | None, where: str) -> list[str]:
+    if caption_field is None:
+        return [text.strip()]
+    record = json.loads(text)
+    if caption_field not in record:
+        raise ValueError(f"{where}: no field {caption_field!r}; its fields: {', '.join(record)}")
+    value = record[caption_field]
+    return [str(item or "").strip() for item in (value if isinstance(value, list) else [value])]

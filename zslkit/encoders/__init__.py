@@ -1,0 +1,5 @@
+"""Towers, one file a kind, and the dual encoder that joins two."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

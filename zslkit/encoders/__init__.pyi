@@ -1,0 +1,16 @@
+"""Towers, one file a kind, and the dual encoder that joins two."""
+
+from . import dual as dual
+from . import freezing as freezing
+from . import image as image
+from . import small_text as small_text
+from . import text as text
+from . import weights as weights
+from .dual import DualEncoder as DualEncoder
+from .dual import build_dual_encoder as build_dual_encoder
+from .image import ImageTower as ImageTower
+from .image import ImageTransform as ImageTransform
+from .small_text import SmallTextEncoder as SmallTextEncoder
+from .small_text import word_buckets as word_buckets
+from .text import PACKAGED_TEXT_ENCODERS as PACKAGED_TEXT_ENCODERS
+from .text import TextTower as TextTower

@@ -1,0 +1,131 @@
+"""Two towers, projected to one unit sphere."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.encoders.freezing import freeze
+from zslkit.encoders.image import ImageTower, ImageTransform
+from zslkit.encoders.text import TextTower
+
+
+class DualEncoder(nn.Module):
+    """Image and text tower, a projection each, and the learned scales.
+
+    Attributes
+    ----------
+    logit_scale, distillation_scale : Tensor of shape ()
+        Multiply similarities in the contrastive and the distillation term; 1 / temperature.
+    logit_bias : Parameter of shape ()
+        Added to the contrastive logits; only where the contrastive loss is the sigmoid one.
+    """
+
+    def __init__(self, image_tower: nn.Module, text_tower: nn.Module, config: RunConfig):
+        super().__init__()
+        self.image_tower, self.text_tower = image_tower, text_tower
+        self.image_size = config.image_size
+        self.max_logit_scale = config.max_logit_scale
+        self.image_projection = _projection(image_tower.feature_dim, config, config.image_dropout)
+        self.text_projection = _projection(text_tower.feature_dim, config, config.text_dropout)
+        log_scale = torch.tensor(math.log(config.logit_scale))
+        self.log_logit_scale = nn.Parameter(log_scale, requires_grad=config.learn_logit_scale)
+        self.log_distillation_scale = nn.Parameter(
+            log_scale.clone(), requires_grad=config.learn_logit_scale
+        )
+        if config.contrastive_loss == "sigmoid":
+            # Zhai et al. start at -10, the logarithm of their 32k batch's base rate
+            base_rate = -math.log(config.batch_size - 1)
+            bias = base_rate if config.logit_bias is None else config.logit_bias
+            self.logit_bias = nn.Parameter(torch.tensor(bias))
+        self.frozen_blocks = [
+            *freeze(image_tower, parse_tower_mode(config.image_tower, "image_tower")),
+            *freeze(text_tower, parse_tower_mode(config.text_tower, "text_tower")),
+        ]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """Set train mode; frozen blocks keep eval mode and so their BatchNorm statistics."""
+        super().train(mode)
+        for block in self.frozen_blocks:
+            block.eval()
+        return self
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Scale of the contrastive logits, at least 1."""
+        return self.log_logit_scale.exp().clamp(1, self.max_logit_scale)
+
+    @property
+    def distillation_scale(self) -> Tensor:
+        """Scale of the student's logits in the distillation term, at least 1."""
+        return self.log_distillation_scale.exp().clamp(1, self.max_logit_scale)
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """Map (B, F) image features to (B, D) unit vectors, float32."""
+        # towers' features differ in length by orders of magnitude: one learning rate needs one
+        return F.normalize(self.image_projection(F.normalize(features, dim=-1)).float(), dim=-1)
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """Map (B, F) text features to (B, D) unit vectors, float32."""
+        return F.normalize(self.text_projection(F.normalize(features, dim=-1)).float(), dim=-1)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Embed images.
+
+        Parameters
+        ----------
+        pixels : Tensor of shape (B, 3, S, S)
+            uint8 as :meth:`image_transform` makes them, or floats already normalised.
+
+        Returns
+        -------
+        Tensor of shape (B, D), float32
+            Unit length.
+        """
+        return self.project_image(self.image_tower(pixels))
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Embed B texts as (B, D) unit vectors, float32."""
+        return self.project_text(self.text_tower(texts))
+
+    def image_transform(self, train: bool) -> ImageTransform:
+        """Give the map from an image to the uint8 (3, S, S) pixels this encoder takes."""
+        return ImageTransform(self.image_size, train)
+
+    @torch.no_grad()
+    def clamp_scales(self) -> None:
+        """Keep the learned logarithms in range: beyond it the clamp passes no gradient back."""
+        for parameter in (self.log_logit_scale, self.log_distillation_scale):
+            parameter.clamp_(0, math.log(self.max_logit_scale))
+
+
+def build_dual_encoder(config: RunConfig) -> DualEncoder:
+    """Build both towers and their projections, seeded by ``config.seed``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown encoder (the nearest names are given) or weights that do not fit.
+    OSError
+        If pretrained weights cannot be downloaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        image_tower = ImageTower(config.image_encoder, config.image_weights)
+        if config.text_encoder == "small":
+            from zslkit.encoders.small_text import SmallTextEncoder
+
+            text_tower = SmallTextEncoder(max_tokens=config.max_tokens)
+        else:
+            text_tower = TextTower(config.text_encoder, config.text_weights, config.max_tokens)
+        return DualEncoder(image_tower, text_tower, config)
+
+
+def _projection(feature_dim: int, config: RunConfig, dropout: float) -> nn.Module:
+    steps = [nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
+    if config.projection == "mlp":
+        steps += [nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)]
+    return nn.Sequential(*steps)

@@ -1,0 +1,108 @@
+"""Image towers: torchvision and timm networks, and the pixels they expect."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zslkit.data.strict import nearest
+from zslkit.encoders.weights import load_tensors
+
+
+class ImageTransform:
+    """Crop and resize in uint8; normalisation is fused into the tower's first step.
+
+    Parameters
+    ----------
+    size : int
+        Side S of the result in pixels.
+    train : bool
+        Random resized crop and mirror image instead of the central square.
+    """
+
+    def __init__(self, size: int, train: bool):
+        from torchvision.transforms import v2
+
+        options = {"interpolation": v2.InterpolationMode.BICUBIC, "antialias": True}
+        steps = [v2.Resize(size, **options), v2.CenterCrop(size)]
+        if train:
+            crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), **options)
+            steps = [crop, v2.RandomHorizontalFlip()]
+        self.steps = v2.Compose([v2.RGB(), v2.PILToTensor(), *steps])
+
+    def __call__(self, image) -> Tensor:
+        """Map a PIL image or uint8 (3, H, W) tensor to uint8 (3, S, S)."""
+        return self.steps(image)
+
+
+class ImageTower(nn.Module):
+    """A classification network without its classifier, with its own pixel statistics."""
+
+    def __init__(self, name: str, weights: str = "none"):
+        super().__init__()
+        self.name = name
+        self.net, mean, std = _load_image_net(name, weights)
+        # (x / 255 - mean) / std as one multiplication and one addition
+        scale = 1 / torch.tensor(std)
+        self.register_buffer("pixel_scale", (scale / 255).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_shift", (-torch.tensor(mean) * scale).view(3, 1, 1), persistent=False
+        )
+        with torch.no_grad():
+            probe = torch.zeros(1, 3, 224, 224)
+            self.feature_dim = self.net.eval()(probe).shape[1]
+        self.net.train()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise uint8 pixels with the statistics of the weights; floats pass unchanged."""
+        if pixels.is_floating_point():
+            return pixels
+        return torch.addcmul(self.pixel_shift, pixels.to(self.pixel_scale.dtype), self.pixel_scale)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map (B, 3, S, S) pixels to (B, F) features."""
+        return self.net(self.normalise(pixels).contiguous(memory_format=torch.channels_last))
+
+
+def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], list[float]]:
+    """Build a network without classifier, and the pixel mean and deviation it expects."""
+    library, _, model_name = name.partition(":")
+    if library == "torchvision":
+        from torchvision import models
+
+        # left out: those that return auxiliary logits beside the features while they train
+        known = models.list_models(module=models, exclude=["googlenet", "inception_v3"])
+    elif library == "timm":
+        import timm
+
+        known = timm.list_models() + timm.list_pretrained()
+    else:
+        raise ValueError(f"image_encoder={name!r}: must start with torchvision: or timm:")
+    if model_name not in known:
+        hint = nearest(model_name, known)
+        raise ValueError(f"image_encoder={model_name!r}: no such {library} encoder; {hint}")
+    pretrained = weights == "pretrained"
+    try:
+        if library == "timm":
+            net = timm.create_model(model_name, pretrained=pretrained)
+            statistics = timm.data.resolve_model_data_config(net)
+        else:
+            best = models.get_model_weights(model_name).DEFAULT
+            net = models.get_model(model_name, weights=best if pretrained else None)
+            statistics = vars(best.transforms())
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise OSError(
+            f"image_weights={weights!r}: could not download {name} ({error}); "
+            "give a safetensors file, or 'none' to start from scratch"
+        ) from error
+    if weights not in ("pretrained", "none"):
+        load_tensors(net, Path(weights), net.state_dict().keys(), name, "image_weights=")
+    if library == "timm":
+        net.reset_classifier(0)
+    elif linear := [path for path, part in net.named_modules() if isinstance(part, nn.Linear)]:
+        net.set_submodule(linear[-1], nn.Identity())
+    else:
+        raise ValueError(f"image_encoder={name!r}: it has no linear classifier to take off")
+    return net, statistics["mean"], statistics["std"]

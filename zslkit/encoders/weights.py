@@ -1,0 +1,53 @@
+"""Weights from files, and their fingerprint."""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def fingerprint(tower: nn.Module) -> str:
+    """Hash a tower's name, weights and buffers; equal fingerprints give equal features."""
+    facts = f"{getattr(tower, 'name', '')}{getattr(tower, 'max_tokens', '')}"
+    digest = hashlib.sha256(facts.encode())
+    for name, value in sorted({**tower.state_dict(), **dict(tower.named_buffers())}.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_tensors(
+    module: nn.Module, path: Path, names: Collection[str], owner: str, field: str = ""
+) -> None:
+    """Load those tensors of a module that are named from a safetensors file.
+
+    Raises
+    ------
+    ValueError
+        If the file holds fewer, others, or some of another shape; ``owner`` and ``field`` say
+        in the message what the file is for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored, own = load_file(path), module.state_dict()
+    except FileNotFoundError:
+        raise ValueError(f"{field}{str(path)!r}: no such file") from None
+    except SafetensorError as error:
+        raise ValueError(f"{field}{str(path)!r}: not a safetensors file ({error})") from None
+    problems = [f"{name} missing" for name in names if name not in stored]
+    problems += [f"{name} unexpected" for name in stored if name not in names]
+    problems += [
+        f"{name} has shape {tuple(stored[name].shape)}, not {tuple(own[name].shape)}"
+        for name in names
+        if name in stored and stored[name].shape != own[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"{field}{str(path)!r} does not fit {owner}: {len(problems)} tensor(s) differ, "
+            f"the first: {problems[0]}"
+        )
+    module.load_state_dict(stored, strict=False)

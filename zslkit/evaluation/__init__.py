@@ -1,0 +1,5 @@
+"""Metrics with intervals, and the ways to measure a trained model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

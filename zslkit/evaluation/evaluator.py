@@ -1,0 +1,141 @@
+"""Measure a trained model: zero-shot classes and retrieval."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zslkit.checkpoint import Run
+from zslkit.config import RunConfig
+from zslkit.data.pairs import Pairs, open_pairs
+from zslkit.encoders.dual import DualEncoder
+from zslkit.evaluation.intervals import estimate
+from zslkit.evaluation.metrics import hits_at_k
+from zslkit.evaluation.retrieval import embed_images, evaluate_retrieval
+from zslkit.objective import Embedded, soft_targets
+from zslkit.zeroshot.class_bank import build_class_bank
+from zslkit.zeroshot.classifier import Prediction
+from zslkit.zeroshot.ranking import ClassBank, class_probabilities, rank_classes
+
+
+class ZeroShotResult(NamedTuple):
+    """Ranked classes of labelled images; N = images, K = classes kept, D = embedding."""
+
+    pairs: Pairs
+    """The images that could be read are rows ``readable`` of these."""
+    readable: np.ndarray
+    """(N,) int64."""
+    labels: np.ndarray
+    """(N,) int64, true class of each image."""
+    embeddings: Tensor
+    """(N, D)."""
+    scores: Tensor
+    """(N, K) cosine similarities, best first."""
+    indices: Tensor
+    """(N, K) class numbers."""
+    bank: ClassBank
+
+
+def evaluate(model: DualEncoder, config: RunConfig) -> dict[str, Any]:
+    """Measure retrieval on the test split and zero-shot recognition, as ``config`` names them.
+
+    Returns
+    -------
+    dict
+        ``retrieval``: recall@1, 5 and 10 both ways, and ``zeroshot``: hit@1 and hit@5 with
+        chance; every figure a fraction with its 95 % bootstrap interval.
+    """
+    model.eval()
+    metrics: dict[str, Any] = {"retrieval": evaluate_retrieval(model, config)}
+    if config.zeroshot_manifest is not None:
+        metrics["zeroshot"] = zeroshot_metrics(rank_labelled_images(model, config))
+    return metrics
+
+
+def rank_labelled_images(
+    model: DualEncoder,
+    config: RunConfig,
+    manifest: str | None = None,
+    split: str | None = None,
+    k: int = 5,
+) -> ZeroShotResult:
+    """Rank the classes of a labelled set for each of its images.
+
+    Parameters
+    ----------
+    manifest, split : str, optional
+        ``config.zeroshot_manifest`` and ``config.zeroshot_split`` when not given.
+    k : int
+        Classes kept for each image; all, if there are fewer.
+
+    Raises
+    ------
+    ValueError
+        If the set has no labels.
+    """
+    name = manifest or config.zeroshot_manifest
+    pairs = open_pairs(name, split or config.zeroshot_split, data_root=config.data_root)
+    if pairs.labels is None:
+        raise ValueError(
+            f"zeroshot_manifest={name!r}: its images have no classes; give a labelled set"
+            if pairs.positives is None
+            else f"zeroshot_manifest={name!r}: its images have several classes each; evaluate them "
+            "with zslkit.streaming, or --label-space own"
+        )
+    images, readable = embed_images(model, pairs, config)
+    bank = build_class_bank(model, pairs.class_names, config.prompt_templates)
+    scores, indices = rank_classes(images, bank, min(k, len(pairs.class_names)))
+    return ZeroShotResult(pairs, readable, pairs.labels[readable], images, scores, indices, bank)
+
+
+def zeroshot_metrics(result: ZeroShotResult) -> dict[str, Any]:
+    """Word hit@1 and hit@5 of a ranking, each with its interval and the chance level."""
+    n_classes = len(result.bank.class_names)
+    return {
+        f"hit@{k}": estimate(hits_at_k(result.indices, result.labels, k), chance=k / n_classes)
+        for k in (1, 5)
+        if k <= result.indices.shape[1]
+    }
+
+
+def right_and_wrong(result: ZeroShotResult, n: int) -> list[int]:
+    """Choose rows of a ranking, from all over the set: n named right, then n named wrong."""
+    right = result.indices[:, 0].numpy() == result.labels
+    found = (np.flatnonzero(mask) for mask in (right, ~right))
+    return [int(row) for rows in found for row in rows[:: len(rows) // n + 1]]
+
+
+def predictions_of(
+    result: ZeroShotResult, rows: Sequence[int], logit_scale: Any, k: int = 5
+) -> tuple[list, list[list[Prediction]], list[str]]:
+    """Give photos, their k best classes and their true class, for ``plots.prediction_grid``."""
+    rows, names = list(rows), result.bank.class_names
+    scores, indices = result.scores[rows, :k], result.indices[rows, :k]
+    shares = class_probabilities(result.embeddings[rows], result.bank, scores, logit_scale)
+    ranked = zip(indices.tolist(), scores.tolist(), shares.tolist(), strict=True)
+    predictions = [
+        [Prediction(names[i], s, p) for i, s, p in zip(*row, strict=True)] for row in ranked
+    ]
+    photos = [result.pairs[int(result.readable[row])].image for row in rows]
+    return photos, predictions, [names[result.labels[row]] for row in rows]
+
+
+@torch.inference_mode()
+def example_targets(run: Run, pairs: Pairs, rows: Sequence[int]) -> Tensor | None:
+    """Show the soft targets that the run's objective gives some pairs as one batch, (B, B).
+
+    Image-to-text, at the end of the training, for the first caption of each pair; None where the
+    objective has no soft targets.
+    """
+    guide = None
+    if run.teacher is not None and run.teacher.ready:
+        transform = run.model.image_transform(train=False)
+        pixels = torch.stack([transform(pairs[i].pixels) for i in rows])
+        model = run.teacher.model
+        device = next(model.parameters()).device
+        texts = [pairs.captions[i][0] for i in rows]
+        guide = Embedded(model.encode_image(pixels.to(device)), model.encode_text(texts))
+    targets = soft_targets(len(rows), len(rows), guide, run.config, progress=1.0)
+    return None if targets is None else targets[0].cpu()

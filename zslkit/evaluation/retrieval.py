@@ -1,0 +1,102 @@
+"""Rank the captions of images and the images of captions."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zslkit.checkpoint import Run
+from zslkit.config import RunConfig
+from zslkit.data.cache import tower_features
+from zslkit.data.pairs import Pairs, open_pairs
+from zslkit.encoders.dual import DualEncoder
+from zslkit.evaluation.intervals import estimate
+from zslkit.evaluation.metrics import retrieval_ranks
+
+
+@torch.inference_mode()
+def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[Tensor, np.ndarray]:
+    """Embed the images of ``pairs``: (N, D) unit vectors, and the N rows that could be read.
+
+    Features of a frozen tower come from the cache in ``config.cache_dir``. The model is left in
+    eval mode.
+    """
+    model.eval()  # the projections have dropout
+    device = next(model.parameters()).device
+    found = tower_features(model, pairs, config, f"{pairs.manifest.name} {pairs.split} images")
+    readable = found.readable(pairs.keys)
+    rows = (model.project_image(found.features[i].to(device)).cpu() for i in _blocks(readable))
+    return torch.cat(list(rows)), readable
+
+
+@torch.inference_mode()
+def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tensor:
+    """Embed texts as (M, D) unit vectors, like :func:`embed_images`."""
+    model.eval()
+    device = next(model.parameters()).device
+    features = tower_features(model, texts, config, "texts").features
+    rows = np.arange(len(texts))
+    return torch.cat([model.project_text(features[i].to(device)).cpu() for i in _blocks(rows)])
+
+
+def evaluate_retrieval(model: DualEncoder, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Measure recall@1, 5 and 10 in both directions on the pairs of ``config.test_split``."""
+    pairs = open_pairs(config.manifest, config.test_split, data_root=config.data_root)
+    ranks, owner = rank_pairs(model, pairs, config)
+    groups = {"text_to_image": owner, "image_to_text": None}
+    candidates = {"text_to_image": owner[-1] + 1, "image_to_text": len(owner)}
+    return {
+        way: {
+            f"recall@{k}": estimate(rank < k, groups=groups[way])
+            for k in (1, 5, 10)
+            if k <= candidates[way]
+        }
+        for way, rank in ranks.items()
+    }
+
+
+def rank_pairs(
+    model: DualEncoder, pairs: Pairs, config: RunConfig
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Rank the right answers of all images and captions (``metrics.retrieval_ranks``).
+
+    Also gives the image of each caption, counted among the images that could be read.
+    """
+    images, readable = embed_images(model, pairs, config)
+    captions = [pairs.captions[i] for i in readable]
+    owner = np.repeat(np.arange(len(captions)), [len(group) for group in captions])
+    texts = embed_texts(model, [text for group in captions for text in group], config)
+    return retrieval_ranks(images, texts, owner), owner
+
+
+class Watch:
+    """A callback of the training loop: recall@10 on held-out pairs after every epoch.
+
+    It adds ``held-out recall@10`` (text to image, a fraction) to the last row of each epoch. The
+    run itself stays as it would have been.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run that is watched.
+    split : str
+        Held-out split of its manifest; never the test split, if what is seen guides a choice.
+    """
+
+    def __init__(self, config: RunConfig, split: str = "dev"):
+        self.config = config
+        self.pairs = open_pairs(config.manifest, split, data_root=config.data_root)
+
+    def __call__(self, run: Run, row: dict[str, float]) -> dict[str, float]:
+        """Measure where an epoch, or the training, ends."""
+        step, total = row["step"], run.record["total_steps"]
+        if step % run.record["steps_per_epoch"] and step != total:
+            return {}
+        with torch.random.fork_rng():  # reading images draws a seed
+            ranks, _ = rank_pairs(run.model, self.pairs, self.config)
+        return {"held-out recall@10": float((ranks["text_to_image"] < 10).mean())}
+
+
+def _blocks(rows: np.ndarray, size: int = 8192) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]

@@ -1,0 +1,104 @@
+"""Where a result comes from: settings, data, code, packages and machine, as plain JSON."""
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from zslkit import __version__
+from zslkit.data.files import portable, project_root
+from zslkit.data.manifests import load_manifest
+
+PACKAGES = {"numpy", "pandas", "safetensors", "timm", "torch", "torchvision", "transformers"}
+
+
+def provenance(config: Any) -> dict[str, Any]:
+    """Say what a run of ``config`` (a RunConfig, a mapping or None) is made of, here and now.
+
+    Returns
+    -------
+    dict
+        ``config`` with portable paths, ``seed``, ``manifest_checksum``, ``date`` (UTC), ``code``
+        (version, sha256 of the sources, git commit), ``versions`` of packages and ``machine``.
+    """
+    settings = config.model_dump(mode="json") if hasattr(config, "model_dump") else config or {}
+    manifest, found = settings.get("manifest"), installed()
+    versions = {name: found[name] for name in sorted(PACKAGES & found.keys())}
+    return {
+        "config": portable(settings),
+        "seed": settings.get("seed"),
+        "manifest_checksum": manifest
+        and load_manifest(manifest, settings.get("data_root")).checksum,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "code": {"version": __version__, "sha256": SOURCES, **git_state(project_root())},
+        "versions": {"zslkit": __version__, "python": platform.python_version(), **versions},
+        "machine": machine(),
+    }
+
+
+def installed() -> dict[str, str]:
+    """Give the version of every installed package, by its name in lower case."""
+    return {(d.name or "").lower(): d.version for d in metadata.distributions()}
+
+
+def source_checksum(package: Path = Path(__file__).parents[1]) -> str:
+    """Sha256 over name and text of a package's source files, in order of their names."""
+    digest, paths = hashlib.sha256(), [*package.glob("*.py"), *package.glob("*.json")]
+    for path in sorted(paths, key=lambda path: path.name):
+        digest.update(f"{path.name}\0{path.read_text('utf-8')}\0".encode())
+    return digest.hexdigest()
+
+
+SOURCES = source_checksum()
+"""As they were imported: what is edited while a run lasts is not what it ran."""
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """Give the commit of a checkout and whether files differ from it; None where git cannot say.
+
+    Files under ``reports`` do not count: writing them is what runs do.
+    """
+    git = ("git", "--no-optional-locks", "-C", str(root))  # runs may ask at the same time
+    questions = (("rev-parse", "HEAD"), ("status", "--porcelain", "--", ".", ":!reports"))
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit, changes = (
+                subprocess.check_output([*git, *words], text=True, stderr=subprocess.DEVNULL)
+                for words in questions
+            )
+            return {"commit": commit.strip(), "dirty": bool(changes)}
+    return {"commit": None, "dirty": None}
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine by what results and speed depend on; no name of it or its owner."""
+    import torch
+
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """Give the most memory that this process has held so far, in MiB: resident, and on CUDA."""
+    import torch
+
+    peak = {}
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak["resident"] = largest >> (20 if sys.platform == "darwin" else 10)  # bytes, KiB
+    if torch.cuda.is_available():
+        peak["device"] = torch.cuda.max_memory_allocated() >> 20
+    return peak

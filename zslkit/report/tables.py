@@ -1,0 +1,60 @@
+"""Metrics and facts as tables of words."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Table = list[list[str]]
+
+
+ESTIMATE = ["metric", "value", "95 % interval", "n", "chance"]
+"""Header of what :func:`estimate_row` gives."""
+
+
+def estimate_row(metric: str, numbers: Mapping[str, float]) -> list[str]:
+    """Word value, interval, n and chance; figures that are fractions become percentages."""
+    form = "{:.1%}" if is_rate(metric) and abs(numbers["value"]) <= 1 else "{:.4g}"
+    shown = {key: form.format(number) for key, number in numbers.items() if key != "n"}
+    interval = "{low} to {high}".format(**shown) if "low" in shown else ""
+    return [metric, shown["value"], interval, str(numbers.get("n", "")), shown.get("chance", "")]
+
+
+def flat(metrics: Any, name: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+    """Walk nested metrics; a lone number becomes an estimate without interval."""
+    metrics = dict(enumerate(metrics)) if isinstance(metrics, list) else metrics
+    if isinstance(metrics, Mapping) and "value" not in metrics:
+        for key, value in metrics.items():
+            yield from flat(value, f"{name} / {key}" if name else str(key))
+    else:
+        yield name, metrics if isinstance(metrics, Mapping) else {"value": metrics}
+
+
+def is_rate(metric: str) -> bool:
+    """Tell whether a metric is a fraction of items."""
+    return bool(re.search("hit|recall|accuracy|share", metric)) and "ratio" not in metric
+
+
+def pair_rows(differences: Mapping[str, tuple]) -> Table:
+    """Word what differs as rows of name, before, after."""
+    return [[name, *map(as_word, pair)] for name, pair in differences.items()]
+
+
+def filled(tables: dict[str, Table]) -> dict[str, Table]:
+    """Leave out tables that have no row below their head."""
+    return {title: rows for title, rows in tables.items() if len(rows) > 1}
+
+
+def as_word(value: Any) -> str:
+    """Show a value as JSON does, text without its quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def escaped(text: str) -> str:
+    """Keep Markdown and HTML from reading marks in names, paths and captions."""
+    return re.sub(r"([\\`*<>|$\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def table_line(cells: Sequence[str]) -> str:
+    """Write one row of a Markdown table."""
+    return f"| {' | '.join(map(escaped, cells))} |"

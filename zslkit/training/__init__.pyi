@@ -1,0 +1,37 @@
+"""What the loop is made of: batches, steps, optimizer, devices, processes."""
+
+from . import batches as batches
+from . import coach as coach
+from . import device as device
+from . import dist as dist
+from . import monitor as monitor
+from . import optim as optim
+from . import step as step
+from . import trust as trust
+from .batches import TrainingBatch as TrainingBatch
+from .batches import TrainingData as TrainingData
+from .batches import encode as encode
+from .coach import NEARLY as NEARLY
+from .coach import advise as advise
+from .coach import duplicate_share as duplicate_share
+from .coach import judge_targets as judge_targets
+from .device import autocast as autocast
+from .device import choose_device as choose_device
+from .device import repeatable as repeatable
+from .dist import any_process as any_process
+from .dist import average_gradients as average_gradients
+from .dist import gather as gather
+from .dist import rank as rank
+from .dist import smallest as smallest
+from .dist import start as start
+from .dist import world_size as world_size
+from .monitor import PLAIN_LINES as PLAIN_LINES
+from .monitor import Monitor as Monitor
+from .monitor import interruptible as interruptible
+from .optim import build_optimizer as build_optimizer
+from .optim import clip_gradients as clip_gradients
+from .optim import learning_rate_at as learning_rate_at
+from .optim import trainable as trainable
+from .step import backward as backward
+from .trust import clean_probability as clean_probability
+from .trust import pair_losses as pair_losses

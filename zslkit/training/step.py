@@ -1,0 +1,71 @@
+"""One step: embed a batch, whole or in chunks, and carry the loss's gradients back."""
+
+import torch
+
+from zslkit.config import RunConfig
+from zslkit.encoders.dual import DualEncoder
+from zslkit.objective import Embedded, training_loss
+from zslkit.teacher import Teacher
+from zslkit.training import dist
+from zslkit.training.batches import TrainingBatch, encode
+from zslkit.training.device import autocast
+
+
+def backward(
+    model: DualEncoder,
+    teacher: Teacher | None,
+    batch: TrainingBatch,
+    config: RunConfig,
+    progress: float,
+    trust: torch.Tensor | None = None,
+) -> tuple[float, dict[str, float]]:
+    """Add the gradients of one batch to the parameters; return the loss and its terms.
+
+    With ``accumulation`` above 1 the batch is embedded in chunks without gradients, the loss of
+    the whole batch gives the gradient of each embedding, and each chunk is embedded again to
+    carry it on. Only one chunk's activations are in memory, every negative counts, and the
+    scales get their gradient once. Random numbers repeat; BatchNorm statistics move once.
+
+    References
+    ----------
+    Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup", arXiv:2101.06983.
+    """
+    batch, device = batch[: dist.smallest(len(batch))], batch.images.device
+    trust = None if trust is None else trust[: len(batch)]
+    guide = None
+    if teacher is not None and teacher.ready:
+        with torch.no_grad(), autocast(config, device):
+            guide = encode(teacher.model, batch)
+    scales = model.logit_scale, model.distillation_scale
+    bias = getattr(model, "logit_bias", None)
+    size = -(-len(batch) // config.accumulation)
+    chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
+    if len(chunks) == 1:
+        with autocast(config, device):
+            student = encode(model, batch)
+        loss, terms = training_loss(student, guide, *scales, config, progress, trust, bias)
+        loss.backward()
+        return loss.item(), terms
+
+    seeds = torch.randint(2**62, (len(chunks),)).tolist()
+
+    def encode_chunk(chunk: TrainingBatch, seed: int) -> Embedded:
+        """Embed one chunk with random numbers of its own, the same at every call."""
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            with autocast(config, device):
+                return encode(model, chunk)
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        parts = [encode_chunk(*chunk) for chunk in zip(chunks, seeds, strict=True)]
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    whole = Embedded(*(torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)))
+    loss, terms = training_loss(whole, guide, *scales, config, progress, trust, bias)
+    loss.backward()
+    gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
+    for chunk, seed, gradient in zip(chunks, seeds, gradients, strict=True):
+        torch.autograd.backward(list(encode_chunk(chunk, seed)), list(gradient))
+    return loss.item(), terms

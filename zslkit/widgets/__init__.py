@@ -1,0 +1,5 @@
+"""Explore by hand, in a notebook with a kernel."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
