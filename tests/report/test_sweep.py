@@ -44,7 +44,7 @@ def test_goes_on_where_it_was_and_measures_changed_runs_anew(base, monkeypatch):
     trained = []
     measure = zslkit.report.sweep._measure
     monkeypatch.setattr(
-        zslkit.sweep, "_measure", lambda config: trained.append(config) or measure(config)
+        zslkit.report.sweep, "_measure", lambda config: trained.append(config) or measure(config)
     )
     pd.testing.assert_frame_equal(sweep(base, VARIANTS, [0, 1]), first)
     assert trained == []

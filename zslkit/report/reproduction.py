@@ -8,7 +8,7 @@ from typing import Any
 from zslkit.data.strict import check_names
 from zslkit.report.cards import load_results
 from zslkit.report.comparison import differing, facts
-from zslkit.report.runner import Job, declared, follow, run_notebook
+from zslkit.report.runner import Job, declared_parameters, follow, run_notebook
 from zslkit.report.tables import flat
 
 TIMINGS = re.compile("second|minutes|memory|_mb")
@@ -103,7 +103,7 @@ def _jobs_again(recorded, folder: Path, notebooks: Path, changes) -> dict[str, J
         if "output_dir" in results["parameters"]
     }
     sources = {name: notebooks / f"{recorded[name]['notebook']}.ipynb" for name in recorded}
-    declared = {name: declared(source) for name, source in sources.items()}
+    declared = {name: declared_parameters(source) for name, source in sources.items()}
     check_names(changes, {key for names in declared.values() for key in names}, "parameter")
     jobs, missing = {}, []
     for name, results in recorded.items():

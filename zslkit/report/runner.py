@@ -207,7 +207,7 @@ def _plan(paths: Sequence[Path], folder: Path, plan: Mapping[str, Mapping]) -> d
     for name, entry in plan.items():
         check_names(entry, ("parameters", "after"), f"key in the plan of {name}")
         check_names({other: name for other in entry.get("after", ())}, names, "notebook to follow")
-    declared = {path.stem: declared(path) for path in paths}
+    declared = {path.stem: declared_parameters(path) for path in paths}
     given = {name: dict(plan.get(name, {}).get("parameters", {})) for name in names}
     for name in names:
         if "output_dir" in declared[name]:
@@ -218,8 +218,10 @@ def _plan(paths: Sequence[Path], folder: Path, plan: Mapping[str, Mapping]) -> d
     jobs = {}
     for path, name in zip(paths, names, strict=True):
         usual = {key: value for key, value in declared[name].items() if key not in given[name]}
-        follow = {key: follow(value, moved) for key, value in usual.items()}
-        parameters = given[name] | {key: follow[key] for key in usual if follow[key] != usual[key]}
+        followed = {key: follow(value, moved) for key, value in usual.items()}
+        parameters = given[name] | {
+            key: followed[key] for key in usual if followed[key] != usual[key]
+        }
         own = root / parameters.get("output_dir", folder.resolve() / name)
         after = tuple(plan.get(name, {}).get("after", ()))
         jobs[name] = Job(path, folder / path.name, own, parameters, after)
@@ -237,7 +239,7 @@ def _keys(todo: Mapping[str, Job], threads: int) -> dict[str, str]:
     keys: dict[str, str] = {}
     for name in order:
         job = todo[name]
-        given = declared(job.notebook) | job.parameters
+        given = declared_parameters(job.notebook) | job.parameters
         data = [_checksum(given[key]) for key in sorted(given) if key.endswith("manifest")]
         sources = [(cell["cell_type"], "".join(cell["source"])) for cell in _cells(job.notebook)]
         parts = [common, sources, job.parameters, data, [keys[other] for other in job.after]]
@@ -265,7 +267,7 @@ def _cells(notebook: Path) -> list[dict[str, Any]]:
     return json.loads(notebook.read_text("utf-8"))["cells"]
 
 
-def declared(notebook: Path) -> dict[str, Any]:
+def declared_parameters(notebook: Path) -> dict[str, Any]:
     """Read the names and defaults of a notebook's parameters."""
     tagged = [cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", ())]
     return read_parameters(["".join(cell["source"]) for cell in tagged])
