@@ -43,7 +43,7 @@ class RunConfig(Strict):
 
     # model
     image_encoder: str = "timm:test_byobnet"
-    """torchvision:NAME or timm:NAME."""
+    """torchvision:NAME, timm:NAME, open_clip:MODEL/WEIGHTS or hf:NAME_OR_FOLDER (CLIP, SigLIP)."""
     image_weights: str = "none"
     """pretrained (downloads), none (from scratch), or a safetensors file."""
     image_tower: str = "train"
@@ -51,7 +51,7 @@ class RunConfig(Strict):
     image_size: int = Field(48, ge=16)
     """Side of the square the image encoder sees, in pixels."""
     text_encoder: str = "small"
-    """small (no download), or hf:NAME_OR_FOLDER with masked mean pooling."""
+    """small (no download), hf:NAME_OR_FOLDER pooled as its card says, or open_clip:MODEL/WEIGHTS."""
     text_weights: Literal["pretrained", "none"] = "none"
     """pretrained, or none (from scratch)."""
     text_tower: str = "train"

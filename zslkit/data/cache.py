@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ def embed(
     cache_dir: str | Path | None,
     *,
     image_size: int | None = None,
+    transform: Callable | None = None,
     batch_size: int = 128,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -60,6 +61,9 @@ def embed(
         None computes without keeping.
     image_size : int, optional
         Side of the square for images, in pixels; None means that items are texts.
+    transform : callable, optional
+        Map from an image to pixels, in place of the central square; one without a ``key``, the
+        text that tells it from others, keeps nothing in the cache.
     batch_size : int
         Images, or texts of similar length, that pass the tower at once.
     workers : int
@@ -73,9 +77,10 @@ def embed(
         Features of shape (N, F).
     """
     path = None
-    if cache_dir is not None:
+    own = "" if transform is None else getattr(transform, "key", None)
+    if cache_dir is not None and own is not None and getattr(tower, "cacheable", True):
         content = _hash(items) if image_size is None else items.image_fingerprint
-        key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}"])[:32]
+        key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}{own}"])[:32]
         path = Path(cache_dir) / f"{key}.npy"
     if path is not None and path.is_file():
         broken = json.loads(path.with_suffix(".json").read_text())["broken"]
@@ -83,8 +88,9 @@ def embed(
     if image_size is None:
         chunks = _texts(items, batch_size)
     else:
-        chunks = _images(items, image_size, batch_size, workers)
-    rows = np.zeros((len(items), tower.feature_dim), dtype=np.float32)
+        transform = transform or ImageTransform(image_size, train=False)
+        chunks = _images(items, transform, batch_size, workers)
+    rows = None  # a user's tower does not say how wide its vectors are before it gives one
     broken: list[str] = []
     training = tower.training
     tower.to(device).eval()
@@ -93,10 +99,13 @@ def embed(
         for indices, inputs, unreadable in chunks:
             if len(indices):
                 inputs = inputs.to(device) if isinstance(inputs, Tensor) else inputs
-                rows[indices] = tower(inputs).float().cpu().numpy()
+                found = tower(inputs).float().cpu().numpy()
+                rows = _blank(len(items), found.shape[1]) if rows is None else rows
+                rows[indices] = found
             broken.extend(unreadable)
             bar.update(len(indices) + len(unreadable))
     tower.train(training)
+    rows = _blank(len(items), getattr(tower, "feature_dim", 1)) if rows is None else rows
     if path is None:
         return Embeddings(torch.from_numpy(rows), tuple(broken))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,12 +127,15 @@ def tower_features(
     A frozen tower's features come from ``config.cache_dir``; see :func:`embed`.
     """
     side = "text" if isinstance(items, list) else "image"
-    frozen = parse_tower_mode(getattr(config, f"{side}_tower")) == 0
+    still = getattr(model, "never_trains", False)
+    frozen = still or parse_tower_mode(getattr(config, f"{side}_tower")) == 0
+    transform = model.image_transform(train=False) if side == "image" else None
     return embed(
         getattr(model, f"{side}_tower"),
         items,
         config.cache_dir if frozen else None,
         image_size=config.image_size if side == "image" else None,
+        transform=None if isinstance(transform, ImageTransform) else transform,
         workers=config.workers,
         device=next(model.parameters()).device,
         description=description,
@@ -138,19 +150,23 @@ def _texts(texts: Sequence[str], batch_size: int) -> Iterator[tuple]:
         yield rows, [texts[i] for i in rows], ()
 
 
-def _images(pairs, image_size: int, batch_size: int, workers: int) -> Iterator[tuple]:
+def _images(pairs, transform: Callable, batch_size: int, workers: int) -> Iterator[tuple]:
     from zslkit.data.sampling import iterate_batches
 
     batches = iterate_batches(
         pairs,
         min(batch_size, len(pairs)),
-        transform=ImageTransform(image_size, train=False),
+        transform=transform,
         shuffle=False,
         drop_last=False,
         workers=workers,
     )
     for batch in batches:
         yield batch.indices.numpy(), batch.pixels, batch.broken
+
+
+def _blank(n_items: int, width: int) -> np.ndarray:
+    return np.zeros((n_items, width), dtype=np.float32)
 
 
 def _hash(texts: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Two towers, projected to one unit sphere."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,11 @@ from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.encoders.freezing import freeze
 from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.text import TextTower
+from zslkit.zeroshot.models.saving import Saves
+from zslkit.zeroshot.models.towers import load_tower
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(Saves, nn.Module):
     """Image and text tower, a projection each, and the learned scales.
 
     Attributes
@@ -26,7 +29,7 @@ class DualEncoder(nn.Module):
     def __init__(self, image_tower: nn.Module, text_tower: nn.Module, config: RunConfig):
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
-        self.image_size = config.image_size
+        self.image_size, self.config = config.image_size, config
         self.max_logit_scale = config.max_logit_scale
         self.image_projection = _projection(image_tower.feature_dim, config, config.image_dropout)
         self.text_projection = _projection(text_tower.feature_dim, config, config.text_dropout)
@@ -91,9 +94,10 @@ class DualEncoder(nn.Module):
         """Embed B texts as (B, D) unit vectors, float32."""
         return self.project_text(self.text_tower(texts))
 
-    def image_transform(self, train: bool) -> ImageTransform:
-        """Give the map from an image to the uint8 (3, S, S) pixels this encoder takes."""
-        return ImageTransform(self.image_size, train)
+    def image_transform(self, train: bool) -> Callable:
+        """Give the map from an image to the (3, S, S) pixels this encoder takes, uint8 if it can."""
+        own = getattr(self.image_tower, "image_transform", None)
+        return own(train) if own else ImageTransform(self.image_size, train)
 
     @torch.no_grad()
     def clamp_scales(self) -> None:
@@ -114,12 +118,14 @@ def build_dual_encoder(config: RunConfig) -> DualEncoder:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        image_tower = ImageTower(config.image_encoder, config.image_weights)
+        image_tower = load_tower(config, "image") or ImageTower(
+            config.image_encoder, config.image_weights
+        )
         if config.text_encoder == "small":
             from zslkit.encoders.small_text import SmallTextEncoder
 
             text_tower = SmallTextEncoder(max_tokens=config.max_tokens)
-        else:
+        elif not (text_tower := load_tower(config, "text")):
             text_tower = TextTower(config.text_encoder, config.text_weights, config.max_tokens)
         return DualEncoder(image_tower, text_tower, config)
 

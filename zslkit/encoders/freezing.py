@@ -12,7 +12,7 @@ def freeze(tower: nn.Module, trainable_blocks: int | None) -> list[nn.Module]:
     tower.requires_grad_(False)
     if trainable_blocks == 0:
         return [tower]
-    blocks = list(_blocks(tower.net))
+    blocks = list(_blocks(getattr(tower.net, "body", tower.net)))  # body: without its projection
     # norms, pooling and activations go with the block before them; they are none themselves
     starts = [i for i, block in enumerate(blocks) if any(p.dim() > 1 for p in block.parameters())]
     if trainable_blocks > len(starts):

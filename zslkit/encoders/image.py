@@ -28,6 +28,7 @@ class ImageTransform:
         if train:
             crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), **options)
             steps = [crop, v2.RandomHorizontalFlip()]
+        self.size = size
         self.steps = v2.Compose([v2.RGB(), v2.PILToTensor(), *steps])
 
     def __call__(self, image) -> Tensor:
@@ -77,7 +78,9 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
 
         known = timm.list_models() + timm.list_pretrained()
     else:
-        raise ValueError(f"image_encoder={name!r}: must start with torchvision: or timm:")
+        raise ValueError(
+            f"image_encoder={name!r}: must start with torchvision:, timm:, open_clip: or hf:"
+        )
     if model_name not in known:
         hint = nearest(model_name, known)
         raise ValueError(f"image_encoder={model_name!r}: no such {library} encoder; {hint}")

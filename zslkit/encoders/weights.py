@@ -7,10 +7,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+_PLAIN = ("mean", "", True)  # how texts were read before there were cards
+
 
 def fingerprint(tower: nn.Module) -> str:
     """Hash a tower's name, weights and buffers; equal fingerprints give equal features."""
     facts = f"{getattr(tower, 'name', '')}{getattr(tower, 'max_tokens', '')}"
+    if tuple(card := getattr(tower, "card", ())) not in ((), _PLAIN):
+        facts += str(card)
     digest = hashlib.sha256(facts.encode())
     for name, value in sorted({**tower.state_dict(), **dict(tower.named_buffers())}.items()):
         digest.update(name.encode())

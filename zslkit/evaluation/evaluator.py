@@ -17,6 +17,7 @@ from zslkit.evaluation.retrieval import embed_images, evaluate_retrieval
 from zslkit.objective import Embedded, soft_targets
 from zslkit.zeroshot.class_bank import build_class_bank
 from zslkit.zeroshot.classifier import Prediction
+from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.ranking import ClassBank, class_probabilities, rank_classes
 
 
@@ -47,7 +48,7 @@ def evaluate(model: DualEncoder, config: RunConfig) -> dict[str, Any]:
         ``retrieval``: recall@1, 5 and 10 both ways, and ``zeroshot``: hit@1 and hit@5 with
         chance; every figure a fraction with its 95 % bootstrap interval.
     """
-    model.eval()
+    model = as_model(model).eval()
     metrics: dict[str, Any] = {"retrieval": evaluate_retrieval(model, config)}
     if config.zeroshot_manifest is not None:
         metrics["zeroshot"] = zeroshot_metrics(rank_labelled_images(model, config))

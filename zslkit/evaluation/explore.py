@@ -22,6 +22,7 @@ from zslkit.objective import Embedded
 from zslkit.targets import target_statistics
 from zslkit.teacher import build_teacher
 from zslkit.zeroshot.class_bank import build_class_bank
+from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.ranking import ClassBank, rank_classes
 
 _CHUNK = 64  # images embedded at once
@@ -46,7 +47,7 @@ class Namer:
     """
 
     def __init__(self, model: DualEncoder):
-        self.model = model.eval()
+        self.model = as_model(model).eval()
         self.tell: Callable[[int], None] = lambda known: None
         self._images: dict[str, Tensor] = {}
         self._prompts: dict[str, Tensor] = {}
@@ -126,9 +127,12 @@ class Namer:
         ----------
         Selvaraju et al. (2017), arXiv:1610.02391, equations 1 and 2, of the cosine similarity.
         """
-        view = self.model.image_transform(train=False)(pixels)
+        transform = self.model.image_transform(train=False)
+        view = transform(pixels)
         target, tower = self._bank((class_name,), tuple(templates)), self.model.image_tower
         last: list[Tensor] = []
+        if not hasattr(tower, "normalise"):
+            raise ValueError(f"{tower.name} has no spatial map")
 
         def keep(module: Any, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() > 2 and output[0, 0].numel() > 1:
@@ -150,6 +154,7 @@ class Namer:
         (gradient,) = torch.autograd.grad(similarity.sum(), last[0])
         heat = (gradient.mean(dim=(2, 3), keepdim=True) * last[0]).sum(dim=1, keepdim=True).relu()
         heat = F.interpolate(heat.detach(), size=view.shape[1:], mode="bilinear")[0, 0].cpu()
+        view = transform.picture(view) if view.is_floating_point() else view
         return view, heat / heat.max().clamp_min(1e-12)
 
     def _bank(self, class_names: tuple[str, ...], templates: tuple[str, ...]) -> ClassBank:

@@ -32,6 +32,7 @@ from zslkit.zeroshot.class_bank import build_class_bank, cached_class_bank
 from zslkit.zeroshot.hierarchy import Hierarchy, error_distances, hierarchical_precision_at_k
 from zslkit.zeroshot.label_audit import seen_in
 from zslkit.zeroshot.label_spaces import LabelSpace, load_label_space, own_label_space, union
+from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.prompts import Descriptions, find_templates
 from zslkit.zeroshot.ranking import ClassBank
 
@@ -155,7 +156,7 @@ def evaluate_stream(
         if not len(truths[name][0]):
             raise ValueError(f"{name}: no image shows a class of this label space")
         asked[name] = _verified(pairs, question, key)
-    folder = Path(output_dir)
+    folder, model = Path(output_dir), as_model(model)
     banks = {name: question.bank for name, question in questions.items()}
     readable, rankings = rank_images(
         model, pairs, banks, depths, folder / "parts", asked=asked, **options

@@ -13,6 +13,7 @@ from zslkit.data.pairs import Pairs, open_pairs
 from zslkit.encoders.dual import DualEncoder
 from zslkit.evaluation.intervals import estimate
 from zslkit.evaluation.metrics import retrieval_ranks
+from zslkit.zeroshot.models.protocol import as_model
 
 
 @torch.inference_mode()
@@ -22,7 +23,7 @@ def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[T
     Features of a frozen tower come from the cache in ``config.cache_dir``. The model is left in
     eval mode.
     """
-    model.eval()  # the projections have dropout
+    model = as_model(model).eval()  # the projections have dropout
     device = next(model.parameters()).device
     found = tower_features(model, pairs, config, f"{pairs.manifest.name} {pairs.split} images")
     readable = found.readable(pairs.keys)
@@ -33,7 +34,7 @@ def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[T
 @torch.inference_mode()
 def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tensor:
     """Embed texts as (M, D) unit vectors, like :func:`embed_images`."""
-    model.eval()
+    model = as_model(model).eval()
     device = next(model.parameters()).device
     features = tower_features(model, texts, config, "texts").features
     rows = np.arange(len(texts))

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from zslkit.data.sampling import check_broken, read_batches
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.weights import fingerprint
 from zslkit.training import dist
+from zslkit.zeroshot.models.protocol import as_model, cacheable
 from zslkit.zeroshot.ranking import ClassBank, rank_and_total
 
 
@@ -95,10 +97,11 @@ def rank_images(
         If ``folder`` holds parts of another evaluation, or too many images are unreadable.
     """
     asked = {name: (asked or {}).get(name, NOTHING) for name in banks}
+    model = as_model(model).eval()
     folder, device = Path(folder), next(model.parameters()).device
-    model.eval()
     plan = {
-        "model": fingerprint(model),
+        # weights that cannot be seen cannot be compared: such an evaluation starts anew
+        "model": fingerprint(model) if cacheable(model) else uuid.uuid4().hex,
         "images": pairs.image_fingerprint,
         "banks": {name: _hash(bank) for name, bank in banks.items()},
         "kept": {name: [depths[name], _checksum(*asked[name])] for name in banks},

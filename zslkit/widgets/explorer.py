@@ -12,7 +12,7 @@ import pandas as pd
 import traitlets
 from torch import Tensor
 
-from zslkit.checkpoint import Run, load_run
+from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
 from zslkit.data.images import decode_image
 from zslkit.data.pairs import Pairs, open_pairs
@@ -32,6 +32,7 @@ from zslkit.widgets.live import (
     small_picture,
     upload_button,
 )
+from zslkit.zeroshot.models.loading import open_model
 from zslkit.zeroshot.prompts import TEMPLATES
 
 
@@ -60,7 +61,7 @@ class ZeroShotExplorer(Live):
 
     Parameters
     ----------
-    run_or_model : Run, path, DualEncoder, or mapping of names to these
+    run_or_model : Run, model, path or name for ``load_model``, or mapping of names to these
         What to ask. Of several, one or two side by side are chosen in the widget; a path but the
         first is loaded when it is chosen.
     pairs : Pairs, optional
@@ -279,7 +280,7 @@ class ZeroShotExplorer(Live):
 
     def _loaded(self, name: str) -> Any:
         if isinstance(self._models[name], str | Path):
-            self._models[name] = load_run(self._models[name])
+            self._models[name] = open_model(self._models[name])
         return self._models[name]
 
     def _namer(self, name: str) -> Namer:

@@ -7,6 +7,7 @@ from . import descriptions as descriptions
 from . import hierarchy as hierarchy
 from . import label_audit as label_audit
 from . import label_spaces as label_spaces
+from . import models as models
 from . import prompts as prompts
 from . import ranking as ranking
 from .answer_keys import POLICIES as POLICIES

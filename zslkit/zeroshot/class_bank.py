@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.prompts import Descriptions, class_prompts, find_templates
 from zslkit.zeroshot.ranking import ClassBank
 
@@ -100,12 +101,16 @@ def cached_class_bank(
 
     The key hashes the text side's weights, class names, templates and descriptions, so a stale
     bank cannot be read. One whose content is not what was written is built again, with a
-    UserWarning. ``model`` is a DualEncoder.
+    UserWarning. Of a model whose weights cannot be seen nothing is kept.
     """
     from zslkit.encoders.weights import fingerprint
 
+    model = as_model(model)
+    if not getattr(model.text_tower, "cacheable", True):
+        return build_class_bank(model, class_names, templates, batch_size, descriptions)
     used = {name: (descriptions or {}).get(name) for name in class_names}
-    weights = [fingerprint(part) for part in (model.text_tower, model.text_projection)]
+    parts = [model.text_tower, getattr(model, "text_projection", None)]
+    weights = [fingerprint(part) for part in parts if part is not None]
     facts = [_BANK_LAYOUT, weights, list(class_names), find_templates(templates), used]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     path = Path(cache_dir) / f"{key}.classes.safetensors"

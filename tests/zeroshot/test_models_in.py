@@ -1,0 +1,200 @@
+"""Public checkpoints and users' own classes, against the libraries that made them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import zslkit as zk
+from zslkit.config import RunConfig
+from zslkit.data.pairs import open_pairs
+from zslkit.zeroshot.models.protocol import as_model
+
+TEXTS = ["a photo of a dog", "two cats", "a red square beside a blue circle on green"]
+CLOSE = {"abs": 1e-5}
+
+
+@pytest.fixture(scope="session")
+def clips(tiny_clips):
+    return tiny_clips
+
+
+def photos(n=3):
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (40 + 9 * i, 67, 3), dtype=np.uint8)).resize((90, 60))
+        for i in range(n)
+    ]
+
+
+def ours(model, images):
+    transform = model.image_transform(train=False)
+    with torch.no_grad():
+        return model.encode_image(torch.stack([transform(image) for image in images]))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_transformers_checkpoints_embed_as_transformers_does(clips, kind):
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    folder = clips[kind]
+    theirs = AutoModel.from_pretrained(folder).eval()
+    pixels = AutoImageProcessor.from_pretrained(folder)(images=photos(), return_tensors="pt")
+    padding = {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        TEXTS, truncation=True, return_tensors="pt", **padding
+    )
+    with torch.no_grad():
+        image = F.normalize(theirs.get_image_features(pixels["pixel_values"]).pooler_output, dim=-1)
+        text = F.normalize(theirs.get_text_features(tokens["input_ids"]).pooler_output, dim=-1)
+        model = zk.load_model(f"hf:{folder}")
+        assert (ours(model, photos()) - image).abs().max() < 1e-5
+        assert (model.encode_text(TEXTS) - text).abs().max() < 1e-5
+    assert model.logit_scale.item() == pytest.approx(theirs.logit_scale.exp().item())
+    bias = getattr(theirs, "logit_bias", None)
+    assert (model.logit_bias is None) == (bias is None)
+    assert bias is None or model.logit_bias.item() == bias.item()
+
+
+def test_open_clip_checkpoints_embed_as_open_clip_does(clips):
+    import open_clip
+
+    name, _, weights = clips["open_clip"].removeprefix("open_clip:").partition("/")
+    theirs, _, preprocess = open_clip.create_model_and_transforms(name, weights)
+    tokens = open_clip.get_tokenizer(name)(TEXTS)
+    theirs.eval()
+    with torch.no_grad():
+        image = theirs.encode_image(torch.stack([*map(preprocess, photos())]), normalize=True)
+        text = theirs.encode_text(tokens, normalize=True)
+        model = zk.load_model(clips["open_clip"])
+        assert (ours(model, photos()) - image).abs().max() < 1e-5
+        assert (model.encode_text(TEXTS) - text).abs().max() < 1e-5
+    assert model.logit_scale.item() == pytest.approx(theirs.logit_scale.exp().item())
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip"])
+def test_a_loaded_model_is_evaluated_like_a_run(clips, kind, tiny_settings, tmp_path):
+    spec = str(clips[kind]) if kind == "open_clip" else f"hf:{clips[kind]}"
+    model = zk.load_model(spec)
+    config = RunConfig(**{**tiny_settings, "cache_dir": str(tmp_path / "cache")})
+    found = zk.evaluate(model, config)
+    assert set(found) == {"retrieval", "zeroshot"}
+    pairs = open_pairs(config.zeroshot_manifest, config.zeroshot_split)
+    images, rows = zk.evaluation.embed_images(model, pairs, config)
+    torch.testing.assert_close(images, ours(model, [pairs[int(i)].image for i in rows]))
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2  # images and captions, each once
+    assert zk.evaluate(zk.load_model(spec), config) == found
+
+
+def test_open_clips_figures_are_those_of_clip_benchmark(clips, tmp_path, monkeypatch):
+    """clip-benchmark asks open_clip itself; we ask what load_model made of it."""
+    judge = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+    import open_clip
+
+    from zslkit.evaluation.questions import evaluate_stream, pose
+    from zslkit.zeroshot.label_spaces import own_label_space
+
+    name, _, weights = clips["open_clip"].removeprefix("open_clip:").partition("/")
+    theirs, _, preprocess = open_clip.create_model_and_transforms(name, weights)
+    pairs = open_pairs("toy", "seen", max_pairs=120)
+    space = own_label_space(pairs)
+    labels = torch.tensor([space.class_names.index(pairs.class_names[c]) for c in pairs.labels])
+    images = torch.stack([preprocess(pair.image) for pair in pairs])
+    loader = torch.utils.data.DataLoader([*zip(images, labels, strict=True)], batch_size=50)
+    names, texts = list(space.class_names), ["a photo of a {}.", "a {}."]
+    bank = judge.zero_shot_classifier(
+        theirs.eval(), open_clip.get_tokenizer(name), names,
+        [text.replace("{}", "{c}") for text in texts], "cpu", amp=False,
+    )  # fmt: skip
+    logits, target = judge.run_classification(theirs, bank, loader, "cpu", amp=False)
+    as_array = torch.Tensor.numpy  # NumPy refuses float() of one-element arrays since 2.4
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: as_array(self).squeeze())
+    top = [float(value) for value in judge.accuracy(logits, target, topk=(1, 5))]
+    monkeypatch.undo()
+    model = zk.load_model(clips["open_clip"])
+    questions = pose(model, pairs, [space], {"two": texts})
+    found = evaluate_stream(model, pairs, questions, tmp_path)["questions"][f"{space.name} / two"]
+    hits = found["hits"]["strict"]
+    assert [hits["hit@1"]["value"], hits["hit@5"]["value"]] == pytest.approx(top, abs=1e-6)
+
+
+class Own:
+    """A user's model that is nothing but the four names."""
+
+    logit_scale = 10.0
+
+    def encode_image(self, pixels):
+        return F.normalize(pixels.flatten(2).mean(dim=2) + 0.1, dim=-1)
+
+    def encode_text(self, texts):
+        colours = ["red", "green", "blue"]
+        return torch.tensor([[float(c in text) + 0.1 for c in colours] for text in texts])
+
+    def image_transform(self, train):
+        return lambda image: torch.from_numpy(np.array(image.resize((8, 8)))).permute(
+            2, 0, 1) / 255 if isinstance(image, Image.Image) else image[:, ::6, ::6] / 255  # fmt: skip
+
+
+def test_a_class_with_the_four_names_is_taken_everywhere(tiny_settings, tmp_path):
+    config = RunConfig(**{**tiny_settings, "cache_dir": str(tmp_path / "cache")})
+    model = Own()
+    assert isinstance(model, zk.zeroshot.models.ZeroShotModel)
+    found = zk.evaluate(model, config)
+    assert 0 <= found["zeroshot"]["hit@1"]["value"] <= 1
+    assert not (tmp_path / "cache").exists()  # its weights cannot be told apart
+    red = Image.new("RGB", (20, 20), "red")
+    best = zk.ZeroShotClassifier(model, ["red", "green", "blue"], "none").predict([red], 1)
+    assert best[0][0].class_name == "red"
+    assert zk.build_class_bank(model, ["red", "blue"], "none").embeddings.shape == (2, 3)
+
+
+def test_what_does_not_fit_is_said_in_one_sentence():
+    class Half:
+        logit_scale, encode_text = 1.0, None
+
+    with pytest.raises(ValueError, match="Half has no encode_image, no image_transform: a model"):
+        as_model(Half())
+
+    class Tokens(Own):
+        def encode_text(self, texts):
+            return torch.zeros(len(texts), 77, 8)
+
+    with pytest.raises(ValueError, match=r"gave shape \(2, 77, 8\) for 2 items"):
+        as_model(Tokens()).encode_text(["a", "b"])
+
+    class Lists(Own):
+        def encode_text(self, texts):
+            return [[1.0]]
+
+    with pytest.raises(ValueError, match="gave list for 2 items"):
+        as_model(Lists()).encode_text(["a", "b"])
+
+
+def test_names_that_are_no_models_say_what_would_be(tmp_path, clips, monkeypatch):
+    for name, words in {
+        "open_clip:ViT-B-33/x": "no model 'ViT-B-33'; did you mean .*ViT-B-32",
+        "open_clip:ViT-B-32": "says no weights; write open_clip:ViT-B-32/WEIGHTS .* laion2b_s34b",
+        "hf:": "must be open_clip:MODEL/WEIGHTS or hf:NAME_OR_FOLDER",
+        "ViT-B-32": "no such folder; give that of a run",
+        str(tmp_path): "holds no run with a checkpoint, nothing that save_pretrained wrote",
+        "open_clip:coca_ViT-B-32/x": "not a model of two towers|could not be loaded",
+    }.items():
+        with pytest.raises((ValueError, OSError), match=words):
+            zk.load_model(name)
+    with pytest.raises(OSError, match="could not be loaded"):
+        zk.load_model(f"hf:{tmp_path / 'nowhere'}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="a bert model; clip and siglip checkpoints"):
+        zk.load_model(f"hf:{tmp_path}")
+    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    with pytest.raises(ValueError, match=r"needs open_clip; install it with: .*zslkit\[openclip"):
+        zk.load_model("open_clip:ViT-B-32/openai")
+
+
+def test_a_folder_is_recognised_without_its_library(clips):
+    model = zk.load_model(clips["clip"])
+    assert type(model).__name__ == "PretrainedModel"
+    assert zk.load_model(model) is model

@@ -1,0 +1,108 @@
+"""The model card of a saved model: a metadata block that hubs read, then words for people."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zslkit.report.cards import card_markdown
+
+_USE = """
+```python
+import zslkit as zk
+
+model = zk.from_pretrained("{name}")
+classifier = zk.ZeroShotClassifier(model, ["a dog", "a cat"])
+print(classifier.predict("photo.jpg", k=2))
+```
+"""
+
+_LIMITS = """
+- The classes are the words that it is asked with; among wrong ones it still names the nearest.
+- Its probabilities are a softmax at the learned scale: they are not calibrated unless a
+  classifier was fitted to labelled images (`ZeroShotClassifier.calibrate`).
+- What its training pairs seldom show or say, people above all, it knows badly and with the
+  prejudices of their captions. Not for decisions about people.
+- The licence of the data and of pretrained towers binds this model too.
+"""
+
+
+def model_card(
+    model: Any, saved: Mapping[str, Any], run: Mapping[str, Any] | None, name: str
+) -> str:
+    """Write ``README.md`` of a saved model.
+
+    Parameters
+    ----------
+    saved : mapping
+        What ``zslkit.json`` holds.
+    run : mapping or None
+        What ``run.json`` holds: metrics with intervals, origin.
+    name : str
+        Title.
+    """
+    import yaml
+
+    config = saved.get("config") or {}
+    data = _data_of(config)
+    block = {
+        "library_name": "zslkit",
+        "pipeline_tag": "zero-shot-image-classification",
+        "license": "other",
+        "license_name": "terms-of-data-and-towers",
+        "tags": ["zero-shot", "clip", "soft-label-distillation"],
+        "language": "en",
+    }
+    if data:
+        block["datasets"] = [data["name"]]
+    if results := [*_results((run or {}).get("metrics", {}), config)]:
+        block["model-index"] = [{"name": name, "results": results}]
+    head = yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{head}---\n", f"# {name}\n", _towers(model, saved)]
+    if data:
+        parts.append(f"## Data\n\n{data['title']}. Licence: {data['licence']}\n")
+    parts += [f"## Use\n{_USE.format(name=name)}", f"## Limits\n{_LIMITS}"]
+    if run:
+        parts.append(card_markdown(run).replace("\n## ", "\n### ").replace("# Run card", "## Run"))
+    return "\n".join(parts)
+
+
+def _towers(model: Any, saved: Mapping[str, Any]) -> str:
+    names = [f"`{tower['name']}`" for tower in saved["towers"].values()]
+    size = model.image_transform(train=False).size
+    scale = float(model.logit_scale)
+    return (
+        f"Image tower {names[0]}, text tower {names[1]}; images of {size} × {size} pixels, "
+        f"similarities times {scale:.4g}.\n"
+    )
+
+
+def _data_of(config: Mapping[str, Any]) -> dict[str, str] | None:
+    """Find what the training pairs were; None where no manifest of that name is at hand."""
+    from zslkit.data.manifests import load_manifest
+
+    try:
+        manifest = load_manifest(config["manifest"], config.get("data_root"))
+    except (KeyError, OSError, ValueError):
+        return None
+    return {"name": manifest.name, "title": manifest.title, "licence": manifest.licence}
+
+
+def _results(metrics: Mapping[str, Any], config: Mapping[str, Any], path=()) -> Iterator[dict]:
+    """Word every estimate as an entry of a model-index."""
+    for key, value in metrics.items():
+        if not isinstance(value, Mapping):
+            continue
+        if "value" not in value:
+            yield from _results(value, config, (*path, key))
+            continue
+        zeroshot = "zeroshot" in path
+        task = "zero-shot-image-classification" if zeroshot else "image-text-retrieval"
+        data = config.get("zeroshot_manifest" if zeroshot else "manifest") or "unknown"
+        interval = f"95 % interval {value.get('low')} to {value.get('high')}"
+        yield {
+            "task": {"type": task},
+            "dataset": {"type": data, "name": data},
+            "metrics": [{
+                "type": key, "value": value["value"], "name": " ".join((*path, key)),
+                "args": {"interval": interval, "n": value.get("n")},
+            }],
+        }  # fmt: skip
