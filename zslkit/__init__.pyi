@@ -48,8 +48,8 @@ from .trainer import train as train
 from .zeroshot.class_bank import build_class_bank as build_class_bank
 from .zeroshot.classifier import ZeroShotClassifier as ZeroShotClassifier
 from .zeroshot.label_spaces import load_label_space as load_label_space
-from .zeroshot.models.loading import from_pretrained as from_pretrained
 from .zeroshot.models.loading import load_model as load_model
+from .zeroshot.models.restoring import from_pretrained as from_pretrained
 from .zeroshot.ranking import ClassBank as ClassBank
 from .zeroshot.ranking import rank_classes as rank_classes
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m zslkit train|evaluate|predict|embed|data|report``."""
+"""Command line: ``python -m zslkit train|evaluate|predict|embed|export|data|report``."""
 
 import contextlib
 import functools
@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from zslkit.config import PRESETS, RunConfig
+from zslkit.zeroshot.models import commands
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 data_app = typer.Typer(help="List, describe and verify data sets.", no_args_is_help=True)
@@ -20,7 +21,7 @@ app.add_typer(data_app, name="data")
 report_app = typer.Typer(invoke_without_command=True)
 app.add_typer(report_app, name="report")
 
-RunDir = Annotated[Path, typer.Argument(help="Folder of a trained run.")]
+RunDir = commands.Model
 ManifestName = Annotated[str, typer.Argument(help="Name or path of a manifest.")]
 # typer reads this form on every Python we support
 Text, Number, Folder = Optional[str], Optional[int], Optional[Path]  # noqa: UP045
@@ -87,10 +88,10 @@ def evaluate(
     With label spaces: in one pass over the images, under each set of prompts, resumable, with
     several processes under torchrun.
     """
-    from zslkit.checkpoint import load_run
     from zslkit.evaluation.evaluator import evaluate as measure
+    from zslkit.zeroshot.models.loading import open_run
 
-    run = load_run(run_dir)
+    run = open_run(run_dir)
     changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
     changes |= {"manifest": pairs, "test_split": pairs_split}
     config = RunConfig.from_parameters(changes, base=run.config)
@@ -105,7 +106,7 @@ def evaluate(
     from zslkit.training.device import choose_device
     from zslkit.zeroshot.label_spaces import read_label_map
 
-    folder = output_dir or run_dir / "evaluation"
+    folder = output_dir or run.run_dir / "evaluation"
     mapping = read_label_map(label_map)
     dist.start(device := choose_device(config.device))
     named = {name: name for name in templates or ()} or {"run's own": config.prompt_templates}
@@ -115,25 +116,7 @@ def evaluate(
         typer.echo(folder / "evaluation.json", err=True)
 
 
-@app.command()
-def predict(
-    run_dir: RunDir,
-    images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True)],
-    classes: Annotated[str, typer.Option(help="Class names, separated by commas.")],
-    k: Annotated[int, typer.Option(help="Classes to show for each image.")] = 5,
-) -> None:
-    """Name what images show, among the given classes."""
-    from zslkit.checkpoint import load_run
-    from zslkit.zeroshot.classifier import ZeroShotClassifier
-
-    run = load_run(run_dir)
-    names = [name.strip() for name in classes.split(",") if name.strip()]
-    classifier = ZeroShotClassifier(run.model, names, run.config.prompt_templates)
-    ranked = classifier.predict(images, min(k, len(names)))
-    for image, predictions in zip(images, ranked, strict=True):
-        typer.echo(image)
-        for name, similarity, probability in predictions:
-            typer.echo(f"  {probability:6.1%}  {similarity:+.3f}  {name}")
+commands.add_to(app)  # predict, export
 
 
 @app.command()
@@ -148,11 +131,11 @@ def embed(
     import torch
     from safetensors.torch import save_file
 
-    from zslkit.checkpoint import load_run
     from zslkit.data.pairs import open_pairs
     from zslkit.evaluation.retrieval import embed_images
+    from zslkit.zeroshot.models.loading import open_run
 
-    run = load_run(run_dir)
+    run = open_run(run_dir)
     pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
     images, rows = embed_images(run.model, pairs, run.config)
     save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, output)

@@ -154,7 +154,7 @@ def save_checkpoint(
     temporary = folder.with_name(f"writing-{os.getpid()}-{step}")
     temporary.mkdir(parents=True, exist_ok=True)
     tensors = {"model": trained_state(model)}
-    if teacher is not None:
+    if getattr(teacher, "kind", "fixed") != "fixed":  # a fixed one is rebuilt, like frozen towers
         own = teacher.state_dict()
         tensors["teacher"] = {name: own[name] for name in _teacher_names(tensors["model"])}
     packed = optimizer.state_dict()
@@ -273,7 +273,7 @@ def _load_weights(folder: Path, model: nn.Module, teacher: nn.Module | None) -> 
     names = trained_state(model).keys()
     owner = "the towers of its configuration"
     load_tensors(model, folder / "model.safetensors", names, owner)
-    if teacher is not None:
+    if getattr(teacher, "kind", "fixed") != "fixed":
         load_tensors(teacher, folder / "teacher.safetensors", _teacher_names(names), owner)
     state = json.loads((folder / "state.json").read_text())
     # the trained parts would not suit other frozen towers than those of the training

@@ -51,7 +51,7 @@ class RunConfig(Strict):
     image_size: int = Field(48, ge=16)
     """Side of the square the image encoder sees, in pixels."""
     text_encoder: str = "small"
-    """small (no download), hf:NAME_OR_FOLDER pooled as its card says, or open_clip:MODEL/WEIGHTS."""
+    """small (no download), hf:NAME_OR_FOLDER pooled by its card, or open_clip:MODEL/WEIGHTS."""
     text_weights: Literal["pretrained", "none"] = "none"
     """pretrained, or none (from scratch)."""
     text_tower: str = "train"
@@ -79,7 +79,7 @@ class RunConfig(Strict):
     teacher: Literal["ema", "frozen", "previous"] = "ema"
     """Moving average of the student, an earlier run, or the student a generation ago."""
     teacher_run: str | None = None
-    """Run folder of the frozen teacher."""
+    """Folder of the frozen teacher, a run or exported; or open_clip:MODEL/WEIGHTS or hf:NAME."""
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
     """Decay of the moving average per optimizer step."""
     ema_warmup: bool = True

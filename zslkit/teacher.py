@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from zslkit.config import RunConfig
+from zslkit.objective import Embedded
+from zslkit.training.batches import TrainingBatch, encode
+from zslkit.zeroshot.models.teacher import FixedTeacher, is_other_model
 
 
 class Teacher(nn.Module):
@@ -44,6 +47,10 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode: a teacher with dropout or batch statistics teaches noise."""
         return super().train(False)
+
+    def embed(self, batch: TrainingBatch) -> Embedded:
+        """Embed the batch that the student learns from."""
+        return encode(self.model, batch)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
@@ -84,10 +91,13 @@ def build_teacher(student: nn.Module, config: RunConfig) -> Teacher | None:
     Raises
     ------
     ValueError
-        If ``teacher_run`` holds a run whose weights do not fit the student.
+        If ``teacher_run`` holds a run whose weights do not fit the student, or a model of another
+        kind is asked for trust in pairs.
     """
     if not config.needs_teacher:
         return None
+    if config.teacher == "frozen" and is_other_model(config.teacher_run):
+        return FixedTeacher(config)
     teacher = Teacher(student, config.teacher, config.ema_decay, config.ema_warmup)
     if config.teacher == "frozen":
         from zslkit.checkpoint import load_run

@@ -95,7 +95,7 @@ class DualEncoder(Saves, nn.Module):
         return self.project_text(self.text_tower(texts))
 
     def image_transform(self, train: bool) -> Callable:
-        """Give the map from an image to the (3, S, S) pixels this encoder takes, uint8 if it can."""
+        """Give the map from an image to the (3, S, S) pixels that this encoder takes."""
         own = getattr(self.image_tower, "image_transform", None)
         return own(train) if own else ImageTransform(self.image_size, train)
 

@@ -132,9 +132,9 @@ def example_targets(run: Run, pairs: Pairs, rows: Sequence[int]) -> Tensor | Non
     """
     guide = None
     if run.teacher is not None and run.teacher.ready:
-        transform = run.model.image_transform(train=False)
-        pixels = torch.stack([transform(pairs[i].pixels) for i in rows])
         model = run.teacher.model
+        transform = model.image_transform(train=False)
+        pixels = torch.stack([transform(pairs[i].pixels) for i in rows])
         device = next(model.parameters()).device
         texts = [pairs.captions[i][0] for i in rows]
         guide = Embedded(model.encode_image(pixels.to(device)), model.encode_text(texts))

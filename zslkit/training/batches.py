@@ -35,13 +35,15 @@ class TrainingBatch:
     """(B,) int64 positions among the training pairs."""
     broken: tuple[str, ...] = ()
     """Keys of images that could not be read; they are not in the batch."""
+    epoch: int = 0
+    """Which says, with the rows, which captions these are."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, rows: slice) -> "TrainingBatch":
         parts = (self.images, self.texts, self.keys, self.rows)
-        return TrainingBatch(*(part[rows] for part in parts), self.broken)
+        return TrainingBatch(*(part[rows] for part in parts), self.broken, self.epoch)
 
 
 class TrainingData:
@@ -132,7 +134,7 @@ class TrainingData:
             rows = order[start : start + size]
             images = _take(self.image_features, rows).to(self.device)
             keys = [self.pairs.keys[i] for i in rows]
-            yield TrainingBatch(images, self._texts(rows, epoch), keys, rows)
+            yield TrainingBatch(images, self._texts(rows, epoch), keys, rows, epoch=epoch)
 
     def _from_images(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
         batches = iterate_batches(
@@ -151,7 +153,7 @@ class TrainingData:
             if self.text_features is not None:
                 texts = self._texts(rows, epoch)
             pixels = batch.pixels.to(self.device, non_blocking=True)
-            yield TrainingBatch(pixels, texts, batch.keys, rows, tuple(batch.broken))
+            yield TrainingBatch(pixels, texts, batch.keys, rows, tuple(batch.broken), epoch)
 
     @torch.inference_mode()
     def estimate_trust(self, model: DualEncoder) -> None:

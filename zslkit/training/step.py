@@ -36,7 +36,7 @@ def backward(
     guide = None
     if teacher is not None and teacher.ready:
         with torch.no_grad(), autocast(config, device):
-            guide = encode(teacher.model, batch)
+            guide = teacher.embed(batch)
     scales = model.logit_scale, model.distillation_scale
     bias = getattr(model, "logit_bias", None)
     size = -(-len(batch) // config.accumulation)

@@ -1,14 +1,18 @@
 """Name what images show among given classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from zslkit.data.images import decode_image
 from zslkit.zeroshot.class_bank import build_class_bank, eval_mode
-from zslkit.zeroshot.ranking import class_probabilities, rank_classes
+from zslkit.zeroshot.models.protocol import as_model
+from zslkit.zeroshot.ranking import ClassBank, class_probabilities, rank_classes
 
 
 class Prediction(NamedTuple):
@@ -20,29 +24,197 @@ class Prediction(NamedTuple):
 
 
 class ZeroShotClassifier:
-    """Name what photos show, among classes given as words (see :func:`build_class_bank`)."""
+    """Name what photos show, among classes given as words (see :func:`build_class_bank`).
 
-    def __init__(self, model: Any, class_names: Sequence[str], templates: str | Sequence[str]):
-        if not hasattr(model, "logit_scale"):
+    Parameters
+    ----------
+    model : Run, or anything with the four names of a ``ZeroShotModel``
+        What looks and reads.
+    class_names : sequence of C str, optional
+        None twice; without them the classes that the model was saved with.
+    templates : str or sequence of str, optional
+        Without them those that the model was trained with, else ``simple``.
+    threshold : float in [0, 1]
+        A photo whose best class is less probable is left unnamed.
+
+    Attributes
+    ----------
+    classes_ : ndarray of C str
+        In the order of the columns of :meth:`predict_proba`.
+    logit_scale : float
+        Multiplies similarities before the softmax: the model's own until :meth:`calibrate`.
+
+    Raises
+    ------
+    ValueError
+        If there are no classes, the model lacks one of the four names, or the threshold is no
+        probability.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        class_names: Sequence[str] | None = None,
+        templates: str | Sequence[str] | None = None,
+        threshold: float = 0.0,
+    ):
+        if not hasattr(getattr(model, "model", model), "logit_scale"):
             raise ValueError(f"{type(model).__name__} has no logit_scale, so no probabilities")
-        self.model, self.bank = model, build_class_bank(model, class_names, templates)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} must be a probability, from 0 to 1")
+        self.model, self.threshold = as_model(model), threshold
+        config = getattr(self.model, "config", None)
+        self.templates = templates or getattr(config, "prompt_templates", "simple")
+        if class_names is None:
+            self.bank = getattr(self.model, "class_bank", None)
+            if self.bank is None:
+                raise ValueError("class_names=None: this model was saved without classes")
+        else:
+            self.bank = build_class_bank(self.model, class_names, self.templates)
+        self.logit_scale = torch.as_tensor(self.model.logit_scale).detach().item()
 
-    def predict(self, images: Sequence, k: int = 5, batch_size: int = 64) -> list[list[Prediction]]:
-        """Give the k best classes of each PIL image, path or uint8 (3, H, W) tensor, best first."""
-        transform, names = self.model.image_transform(train=False), self.bank.class_names
-        scale, results = torch.as_tensor(self.model.logit_scale).detach(), []
-        with torch.no_grad(), eval_mode(self.model):
-            for start in range(0, len(images), batch_size):
-                batch = map(_opened, images[start : start + batch_size])
-                pixels = torch.stack([transform(image) for image in batch]).to(scale.device)
-                embeddings = self.model.encode_image(pixels)
-                scores, indices = rank_classes(embeddings, self.bank, k)
-                shares = class_probabilities(embeddings, self.bank, scores, scale)
-                for row in torch.stack([indices, scores, shares], dim=2).tolist():
-                    results.append([Prediction(names[int(i)], s, p) for i, s, p in row])
-        return results
+    @property
+    def classes_(self) -> np.ndarray:
+        """Names of the classes."""
+        return np.array(self.bank.class_names)
+
+    def add_classes(self, class_names: Sequence[str]) -> "ZeroShotClassifier":
+        """Add classes behind those there are; only they pass the text encoder."""
+        if known := [name for name in class_names if name in self.bank.class_names]:
+            raise ValueError(f"class_names: {', '.join(known[:10])} are there already")
+        new = build_class_bank(self.model, class_names, self.templates)
+        embeddings = torch.cat([self.bank.embeddings, new.embeddings])
+        self.bank = ClassBank(embeddings, (*self.bank.class_names, *new.class_names))
+        return self
+
+    def remove_classes(self, class_names: Sequence[str]) -> "ZeroShotClassifier":
+        """Remove classes; at least one must stay."""
+        names = self.bank.class_names
+        if unknown := [name for name in class_names if name not in names]:
+            raise ValueError(f"class_names: {', '.join(unknown[:10])} are not among the classes")
+        kept = [i for i, name in enumerate(names) if name not in set(class_names)]
+        if not kept:
+            raise ValueError("class_names: none would be left; at least one class must stay")
+        self.bank = ClassBank(self.bank.embeddings[kept], tuple(names[i] for i in kept))
+        return self
+
+    def predict(self, images: Any, k: int = 5, batch_size: int = 64) -> list:
+        """Give the k best classes of each image, best first.
+
+        Parameters
+        ----------
+        images : image, or sequence of images
+            A path, a PIL image, an (H, W, 3) or (H, W) array or a (3, H, W) tensor of uint8; or
+            many of these.
+        k : int
+            From 1 to C.
+
+        Returns
+        -------
+        list of Prediction, or list of these lists
+            For one image, or for many. Empty where the best class stays below ``threshold``.
+        """
+        names, results = self.bank.class_names, []
+        many = not _is_image(images)
+        for embeddings in self._embedded(images if many else [images], batch_size):
+            scores, indices = rank_classes(embeddings, self.bank, k)
+            shares = class_probabilities(embeddings, self.bank, scores, self.logit_scale)
+            for row in torch.stack([indices, scores, shares], dim=2).tolist():
+                found = [Prediction(names[int(i)], s, p) for i, s, p in row]
+                results.append(found if found[0].probability >= self.threshold else [])
+        return results if many else results[0]
+
+    def predict_proba(self, images: Any, batch_size: int = 64) -> np.ndarray:
+        """Give the probability of every class: (N, C), or (C,) for one image; rows sum to 1."""
+        many, scale = not _is_image(images), self.logit_scale
+        rows = [
+            (scale * embeddings.float().cpu() @ self.bank.embeddings.T).softmax(dim=1)
+            for embeddings in self._embedded(images if many else [images], batch_size)
+        ]
+        found = torch.cat(rows).numpy() if rows else np.zeros((0, len(self.bank.class_names)))
+        return found if many else found[0]
+
+    def calibrate(self, images: Sequence, labels: Sequence[str]) -> "ZeroShotClassifier":
+        """Fit ``logit_scale`` to labelled images, so that probabilities can be believed.
+
+        Rankings stay as they are. Images must be others than those that are judged later, and
+        like them.
+
+        Parameters
+        ----------
+        labels : sequence of str
+            The true class of each image.
+
+        Raises
+        ------
+        ValueError
+            For labels that are no classes, or images from which no scale can be told.
+
+        References
+        ----------
+        Guo et al. (2017), "On Calibration of Modern Neural Networks", arXiv:1706.04599, 4.2.
+        """
+        if unknown := sorted(set(labels) - set(self.bank.class_names)):
+            raise ValueError(f"labels: {', '.join(unknown[:10])} are not among the classes")
+        if not len(images) or len(images) != len(labels):
+            raise ValueError(f"{len(images)} images and {len(labels)} labels; give one for each")
+        embeddings = torch.cat([part.float().cpu() for part in self._embedded(images, 64)])
+        truth = [self.bank.class_names.index(label) for label in labels]
+        self.logit_scale = best_scale(embeddings @ self.bank.embeddings.T, torch.tensor(truth))
+        return self
+
+    def _embedded(self, images: Sequence, batch_size: int) -> Iterator[Tensor]:
+        transform, place = self.model.image_transform(train=False), _device_of(self.model)
+        for start in range(0, len(images), batch_size):
+            batch = map(_opened, images[start : start + batch_size])
+            with torch.no_grad(), eval_mode(self.model):
+                pixels = torch.stack([transform(image) for image in batch]).to(place)
+                yield self.model.encode_image(pixels)
+
+
+def best_scale(scores: Tensor, truth: Tensor) -> float:
+    """Find the scale whose softmax over (N, C) similarities fits (N,) true classes best.
+
+    Raises
+    ------
+    ValueError
+        If no scale between 0.01 and 10,000 is best: images that are all named right want an
+        infinite one, similarities that say nothing want 0.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_scale: float) -> float:
+        logits = scores.double() * np.exp(log_scale)
+        return torch.nn.functional.cross_entropy(logits, truth).item()
+
+    low, high = np.log(0.01), np.log(10_000)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5}).x
+    if min(found - low, high - found) < 0.05:
+        raise ValueError(
+            f"no scale between 0.01 and 10,000 suits these {len(truth)} images best: their answers "
+            "are all right, or say nothing; give more of them, some of which are hard"
+        )
+    return float(np.exp(found))
+
+
+def _device_of(model: Any) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, str | Path | Image.Image):
+        return True
+    dims = getattr(value, "ndim", 0)
+    return dims == 3 or (dims == 2 and isinstance(value, np.ndarray))
 
 
 def _opened(image: Any) -> Any:
-    is_file = isinstance(image, str | Path)
-    return decode_image(Path(image).read_bytes(), f"{image}: ") if is_file else image
+    if isinstance(image, str | Path):
+        return decode_image(Path(image).read_bytes(), f"{image}: ")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise ValueError(f"an array of {image.dtype}: give pixels as uint8, 0 to 255")
+        image = np.stack([image] * 3, axis=-1) if image.ndim == 2 else image[..., :3]
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return image

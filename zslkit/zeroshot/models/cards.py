@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from zslkit.report.cards import card_markdown
 
 _USE = """
@@ -68,7 +70,7 @@ def model_card(
 def _towers(model: Any, saved: Mapping[str, Any]) -> str:
     names = [f"`{tower['name']}`" for tower in saved["towers"].values()]
     size = model.image_transform(train=False).size
-    scale = float(model.logit_scale)
+    scale = torch.as_tensor(model.logit_scale).item()
     return (
         f"Image tower {names[0]}, text tower {names[1]}; images of {size} × {size} pixels, "
         f"similarities times {scale:.4g}.\n"

@@ -102,8 +102,8 @@ def load_text_net(name: str, weights: str) -> tuple[Any, nn.Module, TextCard]:
     library, _, source = name.partition(":")
     if library != "hf" or not source:
         raise ValueError(
-            f"text_encoder={name!r}: must be small, hf:NAME_OR_FOLDER (for instance "
-            "hf:sentence-transformers/all-MiniLM-L6-v2) or open_clip:MODEL/WEIGHTS"
+            f"text_encoder={name!r}: must be small or hf:NAME_OR_FOLDER, for instance "
+            "hf:sentence-transformers/all-MiniLM-L6-v2, or open_clip:MODEL/WEIGHTS"
         )
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils import logging

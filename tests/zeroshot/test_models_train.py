@@ -1,0 +1,162 @@
+"""Public models in a training: as towers, and as a teacher that never moves."""
+
+import numpy as np
+import pytest
+import torch
+
+import zslkit as zk
+from zslkit.config import RunConfig
+from zslkit.data.pairs import open_pairs
+from zslkit.encoders.dual import build_dual_encoder
+from zslkit.teacher import build_teacher
+from zslkit.training.batches import TrainingData
+
+WEIGHTS = {"image_weights": "pretrained", "text_weights": "pretrained"}
+
+
+def names(clips):
+    return {
+        "clip": f"hf:{clips['clip']}",
+        "siglip": f"hf:{clips['siglip']}",
+        "open_clip": clips["open_clip"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip"])
+def test_both_halves_start_a_training_with_their_own_embeddings(tiny_clips, kind, tiny_settings):
+    name = names(tiny_clips)[kind]
+    settings = {**tiny_settings, "image_encoder": name, "text_encoder": name, **WEIGHTS}
+    model, theirs = build_dual_encoder(RunConfig(**settings)).eval(), zk.load_model(name)
+    pairs = open_pairs(settings["manifest"], "train")
+    pixels = model.image_transform(train=False)(pairs[0].image)[None]
+    with torch.no_grad():
+        assert torch.equal(model.image_tower(pixels), theirs.image_tower(pixels))
+        assert torch.equal(model.text_tower(["a cat"]), theirs.text_tower(["a cat"]))
+    assert torch.equal(pixels[0], theirs.image_transform(train=False)(pairs[0].image))
+    crops = model.image_transform(train=True)
+    assert not torch.equal(crops(pairs[0].pixels), crops(pairs[0].pixels))
+    assert crops(pairs[0].pixels).shape == pixels[0].shape
+
+
+def test_blocks_of_halves_can_be_frozen(tiny_clips, tiny_settings):
+    for kind in ("clip", "open_clip"):
+        name = names(tiny_clips)[kind]
+        config = RunConfig(
+            **{**tiny_settings, "image_encoder": name, "image_tower": "last_blocks=1", **WEIGHTS,
+               "text_weights": "none"}
+        )  # fmt: skip
+        tower = build_dual_encoder(config).image_tower
+        trains = [p.requires_grad for p in tower.parameters()]
+        assert any(trains)
+        assert not all(trains)
+
+
+def test_what_halves_cannot_do_is_said_when_they_are_built(tiny_clips, tiny_settings):
+    name = names(tiny_clips)["clip"]
+    for changes, words in (
+        ({"image_size": 48}, "image_size=48: image_encoder='hf:.*clip' sees 32 pixels"),
+        ({"image_weights": "x.safetensors"}, "takes pretrained or none; name a file as open_clip:"),
+    ):
+        config = RunConfig(**{**tiny_settings, "image_encoder": name, **changes})
+        with pytest.raises(ValueError, match=words):
+            build_dual_encoder(config)
+
+
+def test_a_training_that_starts_from_halves_ends_better_than_it_started(
+    tiny_clips, tiny_settings, tmp_path
+):
+    name = names(tiny_clips)["siglip"]
+    run = zk.train(RunConfig(
+        **{**tiny_settings, "manifest": "toy", "zeroshot_manifest": "toy", "max_pairs": 256,
+           "image_encoder": name, "image_weights": "pretrained", "soft_targets": "none",
+           "epochs": 16, "batch_size": 64, "learning_rate": 1e-2, "image_tower": "frozen",
+           "warmup_steps": 4, "output_dir": str(tmp_path / "run")}
+    ))  # fmt: skip
+    start = build_dual_encoder(run.config)
+
+    def recall(model):
+        found = zk.evaluate(model, run.config.model_copy(update={"test_split": "seen"}))
+        return found["retrieval"]["text_to_image"]["recall@10"]["value"]
+
+    assert recall(run.model) > 1.5 * recall(start)
+    again = zk.load_model(tmp_path / "run")
+    assert torch.equal(again.encode_text(["a cat"]), run.model.encode_text(["a cat"]))
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_settings, tmp_path_factory):
+    """A small run of another dimension, exported: the teacher, better than chance."""
+    folder = tmp_path_factory.mktemp("teacher")
+    settings = {**tiny_settings, "manifest": "toy", "zeroshot_manifest": None, "image_size": 48,
+                "max_pairs": 512, "epochs": 12, "batch_size": 64, "embedding_dim": 24,
+                "soft_targets": "none", "output_dir": str(folder / "run")}  # fmt: skip
+    zk.train(RunConfig(**settings)).model.save_pretrained(folder / "saved")
+    return settings, folder / "saved"
+
+
+def test_a_fixed_teacher_gives_its_own_embeddings_of_the_batch(tiny_clips, tiny_settings):
+    name = names(tiny_clips)["siglip"]
+    config = RunConfig(**{**tiny_settings, "teacher": "frozen", "teacher_run": name,
+                          "soft_targets": "teacher"})  # fmt: skip
+    student = build_dual_encoder(config)
+    teacher = build_teacher(student, config)
+    data = TrainingData(student, config, torch.device("cpu"))
+    model, pairs = zk.load_model(name), data.pairs
+    seen = set()
+    for _, batch in data.stream(0, 2 * data.per_epoch):  # two epochs: other captions
+        found = teacher.embed(batch)
+        transform = model.image_transform(train=False)
+        pixels = torch.stack([transform(pairs[int(row)].pixels) for row in batch.rows])
+        with torch.no_grad():
+            assert (found.image - model.encode_image(pixels)).abs().max() < 1e-5
+            assert (found.text - model.encode_text(batch.texts)).abs().max() < 1e-5
+        seen |= set(batch.texts)
+    assert len(seen) > len(pairs)  # so that epochs did matter
+    before = [p.clone() for p in teacher.parameters()]
+    teacher.update(student)
+    teacher.end_generation(student)
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+    assert not teacher.train().training
+
+
+def test_a_student_learns_from_a_fixed_teacher_alone(taught, tmp_path):
+    """Of the contrastive loss it sees nothing: what it knows, the teacher's soft targets said."""
+    settings, folder = taught
+    config = RunConfig(
+        **{**settings, "teacher": "frozen", "teacher_run": str(folder), "soft_targets": "teacher",
+           "contrastive_weight": 0.0, "embedding_dim": 16, "epochs": 8, "test_split": "seen",
+           "teacher_temperature": 0.05, "cache_dir": str(tmp_path / "cache"),
+           "output_dir": str(tmp_path / "run")}
+    )  # fmt: skip
+    run = zk.train(config)
+    before, after = (
+        zk.evaluate(model, config)["retrieval"]["text_to_image"]["recall@10"]["value"]
+        for model in (build_dual_encoder(config), run.model)
+    )
+    assert after > 2 * before
+    assert len(list((tmp_path / "cache").glob("*.npy"))) >= 2
+    assert not list((tmp_path / "run").rglob("teacher.safetensors"))
+    resumed = zk.train(config.model_copy(update={"resume": True}))
+    assert torch.equal(resumed.model.encode_text(["red"]), run.model.encode_text(["red"]))
+    assert zk.evaluation.example_targets(run, open_pairs("toy", "seen"), [0, 1, 2]).shape == (3, 3)
+
+
+def test_a_fixed_teacher_cannot_judge_pairs(taught):
+    settings, folder = taught
+    config = RunConfig(**{**settings, "teacher": "frozen", "teacher_run": str(folder),
+                          "pair_trust": True, "soft_targets": "teacher"})  # fmt: skip
+    with pytest.raises(ValueError, match="pair_trust=True: teacher_run=.* cannot judge pairs"):
+        build_teacher(build_dual_encoder(config), config)
+
+
+def test_a_public_model_scores_pairs(tiny_clips, tiny_settings):
+    model = zk.load_model(names(tiny_clips)["clip"])
+    config = RunConfig(**tiny_settings)
+    pairs = open_pairs(config.manifest, "train")
+    fit = zk.data.score_pairs(pairs, config, model)
+    texts = [text for text in fit.captions] if hasattr(fit, "captions") else fit[1]
+    with torch.no_grad():
+        transform = model.image_transform(train=False)
+        images = model.encode_image(torch.stack([transform(pair.image) for pair in pairs]))
+        own = (images * model.encode_text(texts)).sum(dim=1)
+    np.testing.assert_allclose(np.asarray(fit[2]), own.numpy(), atol=1e-5)
