@@ -78,7 +78,8 @@ def class_names(
 ) -> list[str] | None:
     """Read class names from one of three places; None where none is given."""
     all_three = {"--classes": classes, "--class-file": class_file, "--label-space": label_space}
-    given = [name for name, value in all_three.items() if value is not None]
+    places = {"--classes": classes, "--class-file": class_file, "--label-space": label_space}
+    given = [name for name, value in places.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)}: give one of them")
     if label_space is not None:

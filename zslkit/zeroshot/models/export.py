@@ -99,9 +99,8 @@ def export_model(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    write_json(
-        folder / "parity.json", {**parity._asdict(), "format": format, "classes": len(bank[1])}
-    )
+    facts = {**parity._asdict(), "format": format, "classes": len(class_names)}
+    write_json(folder / "parity.json", facts)
     return parity
 
 
@@ -164,7 +163,7 @@ def _write_transformers(model: Any, folder: Path, bank: ClassBank, run: Any) -> 
     config.save_pretrained(folder)
     settings = folder / "preprocessor_config.json"
     facts = json.loads(settings.read_text("utf-8"))
-    write_json(settings, {**facts, "image_processor_type": "CLIPImageProcessor"})
+    write_json(settings, {**facts, "image_processor_type": "ZslkitImageProcessor"})
 
 
 def _read_transformers(folder: Path, model: Any) -> tuple[Callable, Callable]:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForZeroShotImageClassification,
+    CLIPImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -26,6 +28,16 @@ class ZslkitConfig(PreTrainedConfig):
     """Configuration of an exported model; what matters stands in ``zslkit.json`` beside it."""
 
     model_type = "zslkit"
+
+
+class ZslkitImageProcessor(CLIPImageProcessor):
+    """CLIP's preprocessing with torchvision's centre: transformers' lies half a pixel off."""
+
+    def center_crop(self, image: Tensor, size: Any, **others: Any) -> Tensor:
+        """Cut out the middle."""
+        from torchvision.transforms.v2 import functional
+
+        return functional.center_crop(image, [size.height, size.width])
 
 
 class ZslkitModel(PreTrainedModel):
@@ -77,6 +89,9 @@ def embed_tokens(model: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
 
 
 AutoConfig.register("zslkit", ZslkitConfig, exist_ok=True)
+AutoImageProcessor.register(
+    ZslkitConfig, image_processor_classes={"torchvision": ZslkitImageProcessor}, exist_ok=True
+)
 AutoModel.register(ZslkitConfig, ZslkitModel, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(ZslkitConfig, ZslkitModel, exist_ok=True)
 # the pipeline asks this table by name, not the registry

@@ -76,11 +76,8 @@ def open_run(name: Any) -> Run:
     found = open_model(name)
     if isinstance(found, Run):
         return found
-    folder = (
-        Path(name)
-        if Path(str(name)).is_dir()
-        else Path("evaluations") / str(name).replace("/", "_")
-    )
+    name = str(name)
+    folder = Path(name) if Path(name).is_dir() else Path("evaluations", name.replace("/", "_"))
     return Run(found, settings_of(found), [], folder)
 
 

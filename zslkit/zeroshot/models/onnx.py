@@ -62,6 +62,7 @@ def export_onnx(model: nn.Module, folder: Path, bank: ClassBank | None, max_toke
     write_json(folder / "settings.json", {
         **preprocessing(model),
         "resizes_like": resizes_like(model.image_transform(train=False)),
+        "crop_rounds": not hasattr(getattr(model.image_tower, "files", None), "processor"),
         "logit_scale": torch.as_tensor(model.logit_scale).item(),
         "max_tokens": max_tokens,
         "lower_case": bool(getattr(tokenizer, "do_lower_case", True)),
