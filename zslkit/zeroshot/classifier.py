@@ -181,20 +181,23 @@ def best_scale(scores: Tensor, truth: Tensor) -> float:
         If no scale between 0.01 and 10,000 is best: images that are all named right want an
         infinite one, similarities that say nothing want 0.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import brentq
 
-    def loss(log_scale: float) -> float:
-        logits = scores.double() * np.exp(log_scale)
-        return torch.nn.functional.cross_entropy(logits, truth).item()
+    scores = scores.double()
+    right = scores.gather(1, truth[:, None])[:, 0]
 
-    low, high = np.log(0.01), np.log(10_000)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5}).x
-    if min(found - low, high - found) < 0.05:
+    def slope(scale: float) -> float:
+        """Derivative of the mean negative log-likelihood, which is convex in the scale."""
+        expected = ((scale * scores).softmax(dim=1) * scores).sum(dim=1)
+        return (expected - right).mean().item()
+
+    low, high = 0.01, 10_000.0
+    if not slope(low) < 0 < slope(high):
         raise ValueError(
             f"no scale between 0.01 and 10,000 suits these {len(truth)} images best: their answers "
             "are all right, or say nothing; give more of them, some of which are hard"
         )
-    return float(np.exp(found))
+    return float(brentq(slope, low, high))
 
 
 def _device_of(model: Any) -> torch.device:
