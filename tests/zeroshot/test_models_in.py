@@ -134,8 +134,12 @@ class Own:
         return torch.tensor([[float(c in text) + 0.1 for c in colours] for text in texts])
 
     def image_transform(self, train):
-        return lambda image: torch.from_numpy(np.array(image.resize((8, 8)))).permute(
-            2, 0, 1) / 255 if isinstance(image, Image.Image) else image[:, ::6, ::6] / 255  # fmt: skip
+        def transform(image):
+            if isinstance(image, Image.Image):
+                image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            return F.interpolate(image[None].float(), (8, 8))[0] / 255
+
+        return transform
 
 
 def test_a_class_with_the_four_names_is_taken_everywhere(tiny_settings, tmp_path):

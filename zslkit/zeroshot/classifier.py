@@ -187,7 +187,7 @@ def best_scale(scores: Tensor, truth: Tensor) -> float:
     right = scores.gather(1, truth[:, None])[:, 0]
 
     def slope(scale: float) -> float:
-        """Derivative of the mean negative log-likelihood, which is convex in the scale."""
+        """Differentiate the mean negative log-likelihood, which is convex in the scale."""
         expected = ((scale * scores).softmax(dim=1) * scores).sum(dim=1)
         return (expected - right).mean().item()
 

@@ -77,7 +77,6 @@ def class_names(
     classes: str | None, class_file: Path | None, label_space: str | None
 ) -> list[str] | None:
     """Read class names from one of three places; None where none is given."""
-    all_three = {"--classes": classes, "--class-file": class_file, "--label-space": label_space}
     places = {"--classes": classes, "--class-file": class_file, "--label-space": label_space}
     given = [name for name, value in places.items() if value is not None]
     if len(given) > 1:
