@@ -98,7 +98,7 @@ def test_an_impossible_value_ends_with_one_line_and_no_traceback(tmp_path):
     ("line", "message"),
     [
         ("train --preset laptob", "preset='laptob': no such preset; did you mean laptop?"),
-        ("evaluate nowhere", "run_dir='nowhere': no run with a checkpoint here"),
+        ("evaluate nowhere", "model='nowhere': no such folder"),
         ("data verify toi", "manifest 'toi' is not known; did you mean toy?"),
     ],
 )
@@ -108,7 +108,10 @@ def test_errors_that_say_what_to_do_come_without_a_traceback(line, message, monk
         main()
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"zslkit: {message}" + (
-        "; give the output_dir of a finished training run\n" if "nowhere" in line else "\n"
+        "; give that of a run or of an exported model, open_clip:MODEL/WEIGHTS, "
+        "hf:NAME_OR_FOLDER or zslkit:NAME\n"
+        if "nowhere" in line
+        else "\n"
     )
 
 

@@ -79,7 +79,8 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
         known = timm.list_models() + timm.list_pretrained()
     else:
         raise ValueError(
-            f"image_encoder={name!r}: must start with torchvision:, timm:, open_clip: or hf:"
+            f"image_encoder={name!r}: must start with torchvision: or timm:, or name half of a "
+            "CLIP by open_clip: or hf:"
         )
     if model_name not in known:
         hint = nearest(model_name, known)

@@ -54,8 +54,11 @@ def predict(
     prompts = templates[0] if templates and len(templates) == 1 and "{" not in templates[0] \
         else templates  # fmt: skip
     classifier = ZeroShotClassifier(found, names, prompts, threshold)
-    named = predict_files(classifier, images, output, k, batch_size, workers,
-                          show=_print_ranked if output is None else None)  # fmt: skip
+    show = _print_ranked if output is None else None
+    try:
+        named = predict_files(classifier, images, output, k, batch_size, workers, show)
+    except FileNotFoundError as error:
+        raise typer.BadParameter(str(error)) from error
     if output is not None:
         below = f", {named.n_unnamed} below the threshold" if threshold else ""
         typer.echo(f"{output}: {named.n_images} images{below}, {len(named.broken)} unreadable")
