@@ -76,9 +76,7 @@ def pose(
     ValueError
         If two label spaces have one name, or templates, descriptions or ``mapping`` do not fit.
     """
-    build = (
-        build_class_bank if cache_dir is None else partial(cached_class_bank, cache_dir=cache_dir)
-    )
+    build = partial(cached_class_bank, cache_dir=cache_dir) if cache_dir else build_class_bank
     titles = [space.name for space in spaces]
     if twice := [title for title in titles if titles.count(title) > 1]:
         raise ValueError(f"two label spaces are called {twice[0]!r}: give each a name of its own")
