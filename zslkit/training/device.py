@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from zslkit.config import RunConfig
+from zslkit.report.numerics import hold_numerics
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def choose_device(name: str) -> torch.device:
     ValueError
         If the named device is not there.
     """
+    hold_numerics()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
