@@ -113,7 +113,7 @@ def page(tmp_path_factory):
     write_card(folder / "01_run", run_of(train_split="<i>train</i>"))
     figures = {f"bars_{number}": hit_bars(["a"], [0.5]) for number in range(5)}
     extra = {"advice": ["Look at <b>this</b>."]}
-    record({"<b>hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
+    record({"<b> hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
     (folder / "01_run" / "bars_1.png").unlink()  # someone has tidied up
     for seed in (0, 1):
         (folder / "02_sweep" / "InfoNCE" / f"seed-{seed}").mkdir(parents=True)
@@ -141,7 +141,7 @@ def test_index_shows_titles_states_and_values(page):
     assert html.count('<span class="ok">ok</span>') == 2
     assert "KeyError: no &lt;i&gt;such&lt;/i&gt; key" in html
     assert "not run: it reads the results of 03_bad, which failed" in html
-    row = "<td>&lt;b&gt;hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td><td>5.0%</td>"
+    row = "<td>&lt;b&gt; hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td><td>5.0%</td>"
     assert html.count(row) == 2  # among all results, and in the card
     assert "2.2 min" in html
     assert "unchanged since 2020-02-02" in html

@@ -56,6 +56,5 @@ from .tables import escaped as escaped
 from .tables import estimate_row as estimate_row
 from .tables import filled as filled
 from .tables import flat as flat
-from .tables import is_rate as is_rate
 from .tables import pair_rows as pair_rows
 from .tables import table_line as table_line
