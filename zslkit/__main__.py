@@ -149,13 +149,15 @@ def embed(
     from safetensors.torch import save_file
 
     from zslkit.checkpoint import load_run
+    from zslkit.data.files import whole
     from zslkit.data.pairs import open_pairs
     from zslkit.evaluation.retrieval import embed_images
 
     run = load_run(run_dir)
     pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
     images, rows = embed_images(run.model, pairs, run.config)
-    save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, output)
+    with whole(output) as temporary:
+        save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, temporary)
     typer.echo(f"{output}: {len(rows)} embeddings of {images.shape[1]} dimensions")
 
 

@@ -27,6 +27,7 @@ from .cache import tower_features as tower_features
 from .files import find_files as find_files
 from .files import portable as portable
 from .files import project_root as project_root
+from .files import whole as whole
 from .files import write_json as write_json
 from .files import write_text as write_text
 from .images import MAX_PIXELS as MAX_PIXELS

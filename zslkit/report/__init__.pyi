@@ -36,8 +36,8 @@ from .provenance import source_checksum as source_checksum
 from .reproduction import TIMINGS as TIMINGS
 from .reproduction import reproduce as reproduce
 from .results import PUBLISHED as PUBLISHED
+from .results import Published as Published
 from .results import record as record
-from .results import results_table as results_table
 from .runner import Job as Job
 from .runner import Report as Report
 from .runner import build_report as build_report
@@ -45,6 +45,8 @@ from .runner import declared as declared
 from .runner import follow as follow
 from .runner import run_notebook as run_notebook
 from .sweep import OBJECTIVES as OBJECTIVES
+from .sweep import Objective as Objective
+from .sweep import read_objectives as read_objectives
 from .sweep import run_sweep as run_sweep
 from .sweep import summarise as summarise
 from .sweep import summarise_noise as summarise_noise

@@ -215,6 +215,30 @@ def error_distances(
     ])  # fmt: skip
 
 
+def read_hierarchy(path: str | Path) -> Hierarchy:
+    """Read a hierarchy from any of the files below, told apart by how they begin.
+
+    WordNet's ``data.noun``, ImageNet's ``wordnet.is_a.txt``, Open Images'
+    ``bbox_labels_600_hierarchy.json`` and Tencent ML-Images'
+    ``dictionary_and_semantic_hierarchy.txt``.
+
+    Raises
+    ------
+    ValueError
+        As the reader of that file does.
+    """
+    with open(path, encoding="utf-8") as file:
+        head = file.readline()
+    if head.startswith("{"):
+        return read_open_images_hierarchy(path)
+    if head.startswith("category_index"):
+        return read_tencent_hierarchy(path)
+    # a licence, or a synset's offset, file number, type and count of words
+    if head.startswith("  ") or len(head.split()) > 2:
+        return read_wordnet(path)
+    return read_is_a(path)
+
+
 def read_wordnet(path: str | Path) -> Hierarchy:
     """Read hypernyms and instance hypernyms from WordNet's ``data.noun``; ids are n + offset.
 
