@@ -1,20 +1,19 @@
 """Command line: ``python -m zslkit train|evaluate|predict|embed|data|report``."""
 
 import contextlib
-import functools
-import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from zslkit.config import PRESETS, RunConfig
+from zslkit import __version__
+from zslkit.config import RunConfig
+from zslkit.report.options import Command, takes_config
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True)
 data_app = typer.Typer(help="List, describe and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 report_app = typer.Typer(invoke_without_command=True)
@@ -29,26 +28,23 @@ DataRoot = Annotated[Text, typer.Option(help="Folder of the manifest's files.")]
 Notebooks = Annotated[Path, typer.Option(help="Folder of notebooks.")]
 
 
-def takes_config(command: Callable) -> Callable:
-    """Give a command one option per field of ``RunConfig`` and hand it the configuration."""
-    options = {"preset": f"Starting values: {', '.join(PRESETS)}."}
-    options |= {name: field.description for name, field in RunConfig.model_fields.items()}
-
-    @functools.wraps(command)
-    def with_options(**values):
-        command(RunConfig.from_parameters(values))
-
-    parameters, optional = [], {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
-    for name, words in options.items():
-        # shells expect dashes, papermill users type underscores: both are understood
-        spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        annotation = Annotated[Text, typer.Option(*spellings, help=words)]
-        parameters.append(inspect.Parameter(name, annotation=annotation, **optional))
-    with_options.__signature__ = inspect.Signature(parameters)
-    return with_options
+def say_version(wanted: bool) -> None:
+    """Print the version and end, if it is asked for."""
+    if wanted:
+        typer.echo(f"zslkit {__version__}")
+        raise typer.Exit
 
 
-@app.command()
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=say_version, help="Say which.")
+    ] = False,
+) -> None:
+    """Train, measure and use zero-shot image recognition, headlessly."""
+
+
+@app.command(cls=Command)
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
@@ -59,14 +55,14 @@ def train(config: RunConfig) -> None:
 
     run = run_training(config)
     if run.record["interrupted"]:
-        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume true")
+        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume")
         raise typer.Exit(130)
     if dist.rank() > 0:  # one report is enough
         return
     typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.record))
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     run_dir: RunDir,
     manifest: Annotated[Text, typer.Option(help="Labelled images to name.")] = None,
@@ -115,7 +111,7 @@ def evaluate(
         typer.echo(folder / "evaluation.json", err=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def predict(
     run_dir: RunDir,
     images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True)],
@@ -136,7 +132,7 @@ def predict(
             typer.echo(f"  {probability:6.1%}  {similarity:+.3f}  {name}")
 
 
-@app.command()
+@app.command(cls=Command)
 def embed(
     run_dir: RunDir,
     manifest: ManifestName,
@@ -161,7 +157,7 @@ def embed(
     typer.echo(f"{output}: {len(rows)} embeddings of {images.shape[1]} dimensions")
 
 
-@data_app.command("list")
+@data_app.command("list", cls=Command)
 def list_data() -> None:
     """Name the manifests at hand."""
     from zslkit.data.manifests import list_manifests
@@ -170,7 +166,7 @@ def list_data() -> None:
         typer.echo(name)
 
 
-@data_app.command("verify")
+@data_app.command("verify", cls=Command)
 def verify_data(name: ManifestName, data_root: DataRoot = None) -> None:
     """Say exactly which file of a data set is missing, short or changed."""
     from zslkit.data.manifests import load_manifest
@@ -210,7 +206,7 @@ def report(
         raise typer.Exit(1)
 
 
-@report_app.command("diff")
+@report_app.command("diff", cls=Command)
 def diff_runs(
     first: Annotated[Path, typer.Argument(help="Folder of a run, or of seed-* folders.")],
     second: Annotated[Path, typer.Argument(help="The same, to compare with.")],
@@ -224,7 +220,7 @@ def diff_runs(
     _print_tables(comparison_tables(compared))
 
 
-@report_app.command("reproduce")
+@report_app.command("reproduce", cls=Command)
 def reproduce_report(
     report: Annotated[Path, typer.Argument(help="Folder of results, or of such folders.")],
     changes: Annotated[Texts, typer.Option("--set", help="NAME=VALUE of a parameter.")] = None,

@@ -5,6 +5,7 @@ from . import comparison as comparison
 from . import execute as execute
 from . import index as index
 from . import notebook as notebook
+from . import options as options
 from . import provenance as provenance
 from . import reproduction as reproduction
 from . import results as results
@@ -26,6 +27,7 @@ from .index import write_index as write_index
 from .notebook import read_count as read_count
 from .notebook import read_list as read_list
 from .notebook import read_parameters as read_parameters
+from .options import read_config as read_config
 from .provenance import PACKAGES as PACKAGES
 from .provenance import SOURCES as SOURCES
 from .provenance import git_state as git_state
