@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -323,6 +324,49 @@ def test_manifests_at_hand_are_listed():
     assert {"toy", "flickr8k", "caltech20", "my_pairs_example"} <= {
         *run_line("data", "list").split()
     }
+
+
+def test_the_list_says_what_a_set_is_and_whether_it_is_here(tmp_path, monkeypatch):
+    (tmp_path / "data_manifests").mkdir()
+    mine = {"name": "mine", "kind": "table", "title": "My photos", "licence": "x"}
+    mine |= {"how_to_obtain": "x", "caption_field": "caption"}
+    mine |= {"splits": {"train": {"table": "a.csv"}, "test": {"table": "b.csv"}}}
+    mine |= {"files": [{"path": "a.csv", "size": 2_500_000}, {"path": "b.csv", "size": 500_000}]}
+    (tmp_path / "data_manifests" / "mine.json").write_text(json.dumps(mine))
+    monkeypatch.chdir(tmp_path)
+
+    def row(*words):
+        lines = run_line("data", "list", *words).splitlines()
+        return next(" ".join(line.split()) for line in lines if line.startswith("mine "))
+
+    assert row() == "mine My photos train, test 3.0 MB no"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("image,caption\n")
+    assert row("--data-root", tmp_path / "data").endswith("3.0 MB in part")
+    (tmp_path / "data" / "b.csv").write_text("image,caption\n")
+    assert row("--data_root", tmp_path / "data").endswith("28 B yes")
+    mine["splits"] = {"all": {"folder": "."}}
+    mine |= {"kind": "image_folder", "files": []}
+    (tmp_path / "data_manifests" / "mine.json").write_text(json.dumps(mine))
+    assert row().endswith("all not stated cannot tell")
+    found = json.loads(run_line("data", "list", "--json"))
+    assert {"name": "toy", "bytes": 0, "here": "yes"}.items() <= {
+        one["name"]: one for one in found
+    }["toy"].items()
+
+
+def test_links_that_survived_are_counted(tmp_path):
+    rows = [("k1", "u1", "success", None), ("k2", "u2", "failed_to_download", "HTTP 404")]
+    names = ["key", "url", "status", "error_message"]
+    table = pd.DataFrame(rows, columns=names).assign(width=1, height=1)
+    table.to_csv(tmp_path / "ledger.csv", index=False)
+    (tmp_path / "list.csv").write_text("url,caption\nu1,a\nu2,b\nu3,c\n")
+    lines = run_line("data", "links", tmp_path / "ledger.csv").splitlines()
+    assert "  HTTP 404  1" in lines
+    assert any(line.split()[:5] == ["links", "that", "survived", "50.0%", "9.5%"] for line in lines)
+    words = ("data", "links", tmp_path / "ledger.csv", "--listing", tmp_path / "list.csv")
+    found = json.loads(run_line(*words, "--json"))
+    assert (found["listed"], found["untried"]) == (3, 1)
 
 
 def test_sound_data_is_called_sound():

@@ -25,6 +25,7 @@ ManifestName = Annotated[str, typer.Argument(help="Name or path of a manifest.")
 Text, Number, Folder = Optional[str], Optional[int], Optional[Path]  # noqa: UP045
 Texts = Optional[list[str]]  # noqa: UP045
 DataRoot = Annotated[Text, typer.Option(help="Folder of the manifest's files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebooks = Annotated[Path, typer.Option(help="Folder of notebooks.")]
 
 
@@ -158,12 +159,38 @@ def embed(
 
 
 @data_app.command("list", cls=Command)
-def list_data() -> None:
-    """Name the manifests at hand."""
-    from zslkit.data.manifests import list_manifests
+def list_data(data_root: DataRoot = None, as_json: AsJson = False) -> None:
+    """Say what each data set at hand is, its size and whether its files are here."""
+    from zslkit.data.listing import list_sets
 
-    for name in list_manifests():
-        typer.echo(name)
+    found = list_sets(data_root)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    _print_rows([
+        ["name", "what", "splits", "size", "here"],
+        *([one["name"], one["title"], ", ".join(one["splits"]), _size(one["bytes"]), one["here"]]
+          for one in found),
+    ])  # fmt: skip
+
+
+@data_app.command("links", cls=Command)
+def survey_links(
+    ledger: Annotated[Path, typer.Argument(help="Output folder of img2dataset, or a ledger.")],
+    listing: Annotated[Folder, typer.Option(help="CSV, TSV or Parquet of url, caption.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which links of a listing survived, and why the others did not."""
+    from zslkit.data.ledger import read_ledger, read_listing, summarise_ledger
+    from zslkit.report.tables import ESTIMATE, estimate_row, flat
+
+    found = summarise_ledger(read_ledger(ledger), listing and read_listing(listing))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    reasons = [[words, str(n)] for words, n in found.pop("reasons").items()]
+    tables = {"Links": [ESTIMATE, *(estimate_row(*row) for row in flat(found))]}
+    _print_tables(tables | ({"Lost": [["reason", "links"], *reasons]} if reasons else {}))
 
 
 @data_app.command("verify", cls=Command)
@@ -258,11 +285,25 @@ def _read_change(text: str) -> tuple[str, object]:
 def _print_tables(tables: dict[str, list[list[str]]]) -> None:
     """Print tables by title, their columns aligned."""
     for title, rows in tables.items():
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         typer.echo(f"\n{title}")
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            typer.echo(f"  {'  '.join(cells)}".rstrip())
+        _print_rows(rows, "  ")
+
+
+def _print_rows(rows: list[list[str]], indent: str = "") -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(f"{indent}{'  '.join(cells)}".rstrip())
+
+
+def _size(n_bytes: int | None) -> str:
+    """Word a number of bytes in decimal units."""
+    if n_bytes is None:
+        return "not stated"
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:,.1f} {unit}"
+    return f"{n_bytes} B" if n_bytes else "built in"
 
 
 def main() -> None:

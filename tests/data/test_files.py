@@ -39,6 +39,17 @@ def written_directly(path):
                 yield text
 
 
+def test_every_bar_says_when_it_is_off():
+    calls = [
+        node
+        for path in LIBRARY.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tqdm"
+    ]
+    assert len(calls) > 3
+    assert all("disable" in [word.arg for word in call.keywords] for call in calls)
+
+
 def test_files_are_written_by_one_function():
     found = {path.relative_to(LIBRARY).as_posix(): path for path in LIBRARY.rglob("*.py")}
     calls = {name: [*written_directly(found[name])] for name in found.keys() - OTHERS}

@@ -87,7 +87,7 @@ def embed(
     broken: list[str] = []
     training = tower.training
     tower.to(device).eval()
-    bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2)
+    bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2, disable=None)
     with torch.inference_mode(), bar:
         for indices, inputs, unreadable in chunks:
             if len(indices):

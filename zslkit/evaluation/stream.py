@@ -120,6 +120,7 @@ def rank_images(
         unit="image",
         leave=False,
         delay=2,
+        disable=None,  # where nobody looks
     )
     with bar:
         for part, batches in _embedded(model, pairs, todo, batch_size, workers):

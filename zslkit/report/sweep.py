@@ -252,7 +252,7 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
     missing = [run for run in runs if run not in results]
     students = [run for run in missing if variants[run[0]].get("teacher_run") in variants]
     teachers = [run for run in missing if run not in students]
-    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False) as bar:
+    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False, disable=None) as bar:
         # with frozen towers the first one alone: it fills the cache that the others read
         alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
         for wave in (teachers[:alone], teachers[alone:], students):
