@@ -29,6 +29,8 @@ from .encoders.dual import build_dual_encoder as build_dual_encoder
 from .evaluation.evaluator import evaluate as evaluate
 from .evaluation.metrics import flat_hit_at_k as flat_hit_at_k
 from .evaluation.metrics import retrieval_recall as retrieval_recall
+from .evaluation.registry import metric_facts as metric_facts
+from .evaluation.registry import register_metric as register_metric
 from .losses import contrastive_loss as contrastive_loss
 from .losses import distillation_loss as distillation_loss
 from .losses import sigmoid_loss as sigmoid_loss

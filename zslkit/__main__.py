@@ -1,20 +1,19 @@
 """Command line: ``python -m zslkit train|evaluate|predict|embed|data|report``."""
 
 import contextlib
-import functools
-import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from zslkit.config import PRESETS, RunConfig
+from zslkit import __version__
+from zslkit.config import RunConfig
+from zslkit.report.options import Command, takes_config
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True)
 data_app = typer.Typer(help="List, describe and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 report_app = typer.Typer(invoke_without_command=True)
@@ -26,29 +25,27 @@ ManifestName = Annotated[str, typer.Argument(help="Name or path of a manifest.")
 Text, Number, Folder = Optional[str], Optional[int], Optional[Path]  # noqa: UP045
 Texts = Optional[list[str]]  # noqa: UP045
 DataRoot = Annotated[Text, typer.Option(help="Folder of the manifest's files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebooks = Annotated[Path, typer.Option(help="Folder of notebooks.")]
 
 
-def takes_config(command: Callable) -> Callable:
-    """Give a command one option per field of ``RunConfig`` and hand it the configuration."""
-    options = {"preset": f"Starting values: {', '.join(PRESETS)}."}
-    options |= {name: field.description for name, field in RunConfig.model_fields.items()}
-
-    @functools.wraps(command)
-    def with_options(**values):
-        command(RunConfig.from_parameters(values))
-
-    parameters, optional = [], {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
-    for name, words in options.items():
-        # shells expect dashes, papermill users type underscores: both are understood
-        spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        annotation = Annotated[Text, typer.Option(*spellings, help=words)]
-        parameters.append(inspect.Parameter(name, annotation=annotation, **optional))
-    with_options.__signature__ = inspect.Signature(parameters)
-    return with_options
+def say_version(wanted: bool) -> None:
+    """Print the version and end, if it is asked for."""
+    if wanted:
+        typer.echo(f"zslkit {__version__}")
+        raise typer.Exit
 
 
-@app.command()
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=say_version, help="Say which.")
+    ] = False,
+) -> None:
+    """Train, measure and use zero-shot image recognition, headlessly."""
+
+
+@app.command(cls=Command)
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
@@ -59,14 +56,14 @@ def train(config: RunConfig) -> None:
 
     run = run_training(config)
     if run.record["interrupted"]:
-        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume true")
+        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume")
         raise typer.Exit(130)
     if dist.rank() > 0:  # one report is enough
         return
     typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.record))
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     run_dir: RunDir,
     manifest: Annotated[Text, typer.Option(help="Labelled images to name.")] = None,
@@ -115,7 +112,7 @@ def evaluate(
         typer.echo(folder / "evaluation.json", err=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def predict(
     run_dir: RunDir,
     images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True)],
@@ -136,7 +133,7 @@ def predict(
             typer.echo(f"  {probability:6.1%}  {similarity:+.3f}  {name}")
 
 
-@app.command()
+@app.command(cls=Command)
 def embed(
     run_dir: RunDir,
     manifest: ManifestName,
@@ -149,26 +146,54 @@ def embed(
     from safetensors.torch import save_file
 
     from zslkit.checkpoint import load_run
+    from zslkit.data.files import whole
     from zslkit.data.pairs import open_pairs
     from zslkit.evaluation.retrieval import embed_images
 
     run = load_run(run_dir)
     pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
     images, rows = embed_images(run.model, pairs, run.config)
-    save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, output)
+    with whole(output) as temporary:
+        save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, temporary)
     typer.echo(f"{output}: {len(rows)} embeddings of {images.shape[1]} dimensions")
 
 
-@data_app.command("list")
-def list_data() -> None:
-    """Name the manifests at hand."""
-    from zslkit.data.manifests import list_manifests
+@data_app.command("list", cls=Command)
+def list_data(data_root: DataRoot = None, as_json: AsJson = False) -> None:
+    """Say what each data set at hand is, its size and whether its files are here."""
+    from zslkit.data.listing import list_sets
 
-    for name in list_manifests():
-        typer.echo(name)
+    found = list_sets(data_root)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    _print_rows([
+        ["name", "what", "splits", "size", "here"],
+        *([one["name"], one["title"], ", ".join(one["splits"]), _size(one["bytes"]), one["here"]]
+          for one in found),
+    ])  # fmt: skip
 
 
-@data_app.command("verify")
+@data_app.command("links", cls=Command)
+def survey_links(
+    ledger: Annotated[Path, typer.Argument(help="Output folder of img2dataset, or a ledger.")],
+    listing: Annotated[Folder, typer.Option(help="CSV, TSV or Parquet of url, caption.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which links of a listing survived, and why the others did not."""
+    from zslkit.data.ledger import read_ledger, read_listing, summarise_ledger
+    from zslkit.report.tables import ESTIMATE, estimate_row, flat
+
+    found = summarise_ledger(read_ledger(ledger), listing and read_listing(listing))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    reasons = [[words, str(n)] for words, n in found.pop("reasons").items()]
+    tables = {"Links": [ESTIMATE, *(estimate_row(*row) for row in flat(found))]}
+    _print_tables(tables | ({"Lost": [["reason", "links"], *reasons]} if reasons else {}))
+
+
+@data_app.command("verify", cls=Command)
 def verify_data(name: ManifestName, data_root: DataRoot = None) -> None:
     """Say exactly which file of a data set is missing, short or changed."""
     from zslkit.data.manifests import load_manifest
@@ -211,7 +236,7 @@ def report(
         raise typer.Exit(1)
 
 
-@report_app.command("diff")
+@report_app.command("diff", cls=Command)
 def diff_runs(
     first: Annotated[Path, typer.Argument(help="Folder of a run, or of seed-* folders.")],
     second: Annotated[Path, typer.Argument(help="The same, to compare with.")],
@@ -225,7 +250,7 @@ def diff_runs(
     _print_tables(comparison_tables(compared))
 
 
-@report_app.command("reproduce")
+@report_app.command("reproduce", cls=Command)
 def reproduce_report(
     report: Annotated[Path, typer.Argument(help="Folder of results, or of such folders.")],
     changes: Annotated[Texts, typer.Option("--set", help="NAME=VALUE of a parameter.")] = None,
@@ -263,11 +288,25 @@ def _read_change(text: str) -> tuple[str, object]:
 def _print_tables(tables: dict[str, list[list[str]]]) -> None:
     """Print tables by title, their columns aligned."""
     for title, rows in tables.items():
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         typer.echo(f"\n{title}")
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            typer.echo(f"  {'  '.join(cells)}".rstrip())
+        _print_rows(rows, "  ")
+
+
+def _print_rows(rows: list[list[str]], indent: str = "") -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(f"{indent}{'  '.join(cells)}".rstrip())
+
+
+def _size(n_bytes: int | None) -> str:
+    """Word a number of bytes in decimal units."""
+    if n_bytes is None:
+        return "not stated"
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:,.1f} {unit}"
+    return f"{n_bytes} B" if n_bytes else "built in"
 
 
 def main() -> None:

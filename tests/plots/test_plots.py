@@ -192,6 +192,21 @@ def test_dots_of_one_name_stand_in_its_row():
     assert any(list(line.get_xdata()) == [0, 0] for line in differences.lines)
 
 
+def test_what_is_no_fraction_is_drawn_in_its_own_unit():
+    axes = interval_dots({"": DOTS}, "training time", unit="s").axes[0]
+    assert axes.containers[0].lines[0].get_xdata().tolist() == pytest.approx([0.3, 0.5])
+    assert axes.get_xlabel() == "training time (s)"
+    axes = interval_dots({"": DOTS}, "training time", zero=True, unit="s").axes[0]
+    assert axes.get_xlabel() == "training time (s)"
+    points = [{"value": v, "low": v - 1, "high": v + 1} for v in (30.0, 50.0)]
+    left, _ = interval_curves(
+        [0.01, 0.1], {"w": points}, {"one-hot": 40.0}, [1, 2], ("T", "gap", "entropy"), unit=""
+    ).axes
+    assert left.containers[0].lines[0].get_ydata().tolist() == [30, 50]
+    assert left.lines[-1].get_ydata()[0] == 40
+    assert left.get_ylabel() == "gap"
+
+
 def test_confusion_shows_the_classes_with_most_errors_in_percent():
     matrix = np.diag([4, 4, 4])
     matrix[0, 2] = 4

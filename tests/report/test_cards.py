@@ -105,7 +105,7 @@ def test_a_card_keeps_folders_outside_the_project_private(tmp_path):
 def test_rates_are_shown_in_percent_and_other_numbers_are_not():
     assert estimate_row("hit@1", HIT) == ["hit@1", "50.0%", "40.0% to 60.0%", "80", "5.0%"]
     assert estimate_row("recall ratio", {"value": 0.9}) == ["recall ratio", "0.9", "", "", ""]
-    assert estimate_row("loss", {"value": 1.23456})[1] == "1.235"
+    assert estimate_row("loss", {"value": 1.23456})[1] == "1.235 nats"
 
 
 def sweep(folder, values, metric="hit@1", **changes):
@@ -151,7 +151,7 @@ def test_two_samples_of_seeds_combine_their_intervals(tmp_path):
     assert found["difference"]["value"] == pytest.approx(8.2)
     assert found["difference"]["high"] - 8.2 == pytest.approx(half, rel=1e-4)
     assert 8.2 - found["difference"]["low"] == pytest.approx(half, rel=1e-4)
-    assert found["verdict"] == "higher than chance would explain"
+    assert found["verdict"] == "worse than chance would explain"
 
 
 def test_one_seed_cannot_tell_but_its_siblings_can(tmp_path):
@@ -203,7 +203,7 @@ def test_a_comparison_is_worded_as_tables(tmp_path):
                 "better than chance would explain, paired over 2 shared seeds",
             ],
         ],
-        "Only on one side": [["metric"], ["self_mass"]],
+        "Only on one side": [["metric"], ["mass on the own pair"]],
     }
 
 

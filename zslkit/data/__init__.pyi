@@ -5,6 +5,7 @@ from . import cache as cache
 from . import files as files
 from . import images as images
 from . import ledger as ledger
+from . import listing as listing
 from . import manifests as manifests
 from . import pairs as pairs
 from . import sampling as sampling
@@ -27,6 +28,7 @@ from .cache import tower_features as tower_features
 from .files import find_files as find_files
 from .files import portable as portable
 from .files import project_root as project_root
+from .files import whole as whole
 from .files import write_json as write_json
 from .files import write_text as write_text
 from .images import MAX_PIXELS as MAX_PIXELS
@@ -38,6 +40,7 @@ from .ledger import read_ledger as read_ledger
 from .ledger import read_listing as read_listing
 from .ledger import summarise_ledger as summarise_ledger
 from .ledger import write_ledger as write_ledger
+from .listing import list_sets as list_sets
 from .manifests import Manifest as Manifest
 from .manifests import list_manifests as list_manifests
 from .manifests import load_manifest as load_manifest

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from zslkit.config import RunConfig, parse_tower_mode
-from zslkit.data.files import write_json
+from zslkit.data.files import whole, write_json
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.image import ImageTransform
 from zslkit.encoders.weights import fingerprint
@@ -88,7 +87,7 @@ def embed(
     broken: list[str] = []
     training = tower.training
     tower.to(device).eval()
-    bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2)
+    bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2, disable=None)
     with torch.inference_mode(), bar:
         for indices, inputs, unreadable in chunks:
             if len(indices):
@@ -103,10 +102,8 @@ def embed(
     # the facts first, each file whole: whoever finds the array can read both
     facts = {"broken": broken, "items": len(items), "description": description}
     write_json(path.with_suffix(".json"), facts)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with whole(path) as temporary, temporary.open("wb") as file:
         np.save(file, rows)
-    temporary.replace(path)
     return Embeddings(_open(path), tuple(broken))
 
 

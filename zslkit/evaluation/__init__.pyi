@@ -7,6 +7,7 @@ from . import intervals as intervals
 from . import metrics as metrics
 from . import protocols as protocols
 from . import questions as questions
+from . import registry as registry
 from . import retrieval as retrieval
 from . import stream as stream
 from . import towers as towers
@@ -63,6 +64,10 @@ from .questions import evaluate_stream as evaluate_stream
 from .questions import find_space as find_space
 from .questions import labelled_pairs as labelled_pairs
 from .questions import pose as pose
+from .registry import Metric as Metric
+from .registry import metric_facts as metric_facts
+from .registry import metric_label as metric_label
+from .registry import register_metric as register_metric
 from .retrieval import Watch as Watch
 from .retrieval import embed_images as embed_images
 from .retrieval import embed_texts as embed_texts

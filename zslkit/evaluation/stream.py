@@ -8,7 +8,6 @@ images are kept. What has been ranked lies on disk in parts, so that a killed ev
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from zslkit.data.files import write_json
+from zslkit.data.files import whole, write_json
 from zslkit.data.pairs import Pairs
 from zslkit.data.sampling import check_broken, read_batches
 from zslkit.encoders.dual import DualEncoder
@@ -121,6 +120,7 @@ def rank_images(
         unit="image",
         leave=False,
         delay=2,
+        disable=None,  # where nobody looks
     )
     with bar:
         for part, batches in _embedded(model, pairs, todo, batch_size, workers):
@@ -182,9 +182,8 @@ def _write_part(
     for name, ranking in found.items():
         for field, values in ranking._asdict().items():
             tensors[f"{name}|{field}"] = (values.int() if field == "indices" else values).cpu()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary, {"broken": json.dumps(broken)})
-    temporary.replace(path)  # whole or not there
+    with whole(path) as temporary:
+        save_file(tensors, temporary, {"broken": json.dumps(broken)})
 
 
 def _collect(

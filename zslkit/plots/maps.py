@@ -1,6 +1,7 @@
 """Maps of embeddings, drawn or to walk through."""
 
 import html
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +65,10 @@ class Page:
     def write(self, path: str | Path) -> Path:
         """Save the page as a file of its own."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(self.html, encoding="utf-8")
-        return Path(path)
+        # as data.files.whole does, of which this family knows nothing
+        temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        temporary.write_text(self.html, encoding="utf-8")
+        return temporary.replace(path)
 
     def _repr_html_(self) -> str:
         # sandboxed: the page's scripts run, but reach neither the notebook nor its server

@@ -76,6 +76,11 @@ def over_steps(axes: Any, label: str) -> None:
     bare(axes)
 
 
+def with_unit(quantity: str, unit: str) -> str:
+    """Word an axis: the quantity, and its unit in brackets if it has one."""
+    return f"{quantity} ({unit})" if unit else quantity
+
+
 def bare(axes: Any) -> None:
     """Take off the frame above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)

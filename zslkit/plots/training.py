@@ -19,6 +19,7 @@ from zslkit.plots.style import (
     plain_text,
     step_curve,
     styled,
+    with_unit,
 )
 
 _PANELS = ("loss (nats)", "logit scale (1 / temperature)", "learning rate")
@@ -100,23 +101,26 @@ def interval_curves(
     limits: Mapping[str, float],
     second: Sequence[float],
     labels: tuple[str, str, str],
+    unit: str = "%",
 ) -> Figure:
-    """Draw fractions with intervals over a logarithmic x, limits across, and a second quantity.
+    """Draw estimates with intervals over a logarithmic x, limits across, and a second quantity.
 
     Each point of a curve is a mapping with value, low and high; ``second`` has its own axis on
-    the right. ``labels`` name x, the fractions (in percent) and the second quantity.
+    the right. ``labels`` name x, the estimates, whose ``unit`` joins them, and the second
+    quantity. Fractions are shown in percent, "%"; values of another unit as they are.
     """
+    factor = 100 if unit == "%" else 1
     figure = new_figure(WIDTH * 0.85, 4.2)
     axes = figure.subplots()
     for (name, points), (colour, marker, _) in styled(curves):
         value, low, high = (
-            100 * np.array([point[key] for point in points]) for key in ("value", "low", "high")
+            factor * np.array([point[key] for point in points]) for key in ("value", "low", "high")
         )
         style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
         axes.errorbar(x, value, np.abs([low - value, high - value]), **style)
     for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
-        axes.axhline(100 * value, color="black", ls=style, lw=1, label=name)
-    axes.set(xscale="log", xlabel=labels[0], ylabel=plain_text(f"{labels[1]} (%)", 36))
+        axes.axhline(factor * value, color="black", ls=style, lw=1, label=name)
+    axes.set(xscale="log", xlabel=labels[0], ylabel=plain_text(with_unit(labels[1], unit), 36))
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.minorticks_off()
     right = axes.twinx()
@@ -129,13 +133,18 @@ def interval_curves(
 
 
 def interval_dots(
-    series: Mapping[str, Mapping[str, Mapping[str, float]]], quantity: str, zero: bool = False
+    series: Mapping[str, Mapping[str, Mapping[str, float]]],
+    quantity: str,
+    zero: bool = False,
+    unit: str = "%",
 ) -> Figure:
     """Draw estimates with intervals, one row per name and one colour and marker per series.
 
-    ``series`` maps a legend to (name to estimate with value, low and high, fractions); shown in
-    percent, or for differences (``zero``) in points beside a line at zero.
+    ``series`` maps a legend to (name to estimate with value, low and high). Fractions, "%", are
+    shown in percent, or for differences (``zero``) in points beside a line at zero; values of
+    another ``unit`` as they are.
     """
+    factor = 100 if unit == "%" else 1
     names = list(dict.fromkeys(name for estimates in series.values() for name in estimates))
     figure = new_figure(WIDTH * 0.85, 1.1 + 0.16 * len(names) * (len(series) + 1))
     axes = figure.subplots()
@@ -144,7 +153,7 @@ def interval_dots(
         styled(series), spread, strict=True
     ):
         value, low, high = (
-            100 * np.array([estimates[name][key] for name in estimates])
+            factor * np.array([estimates[name][key] for name in estimates])
             for key in ("value", "low", "high")
         )
         places = [names.index(name) + shift for name in estimates]
@@ -155,7 +164,7 @@ def interval_dots(
     if zero:
         axes.axvline(0, color="black", lw=1)
     axes.set_yticks(range(len(names)), [plain_text(name, 34) for name in names])
-    axes.set_xlabel(f"{quantity} ({'points' if zero else '%'})")
+    axes.set_xlabel(with_unit(quantity, "points" if zero and unit == "%" else unit))
     axes.invert_yaxis()
     axes.grid(axis="x", color="#E5E5E5")
     axes.set_axisbelow(True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.config import RunConfig
-from zslkit.data.files import portable, write_json
+from zslkit.data.files import portable, write_json, write_text
 from zslkit.report.tables import (
     ESTIMATE,
     Table,
@@ -23,7 +23,7 @@ def write_card(run_dir: Path, run: Mapping[str, Any]) -> None:
     """Write ``run.json`` (provenance, ``record`` and ``metrics``) and ``card.md`` beside it."""
     run = portable(run)
     write_json(run_dir / "run.json", run)
-    (run_dir / "card.md").write_text(card_markdown(run), "utf-8")
+    write_text(run_dir / "card.md", card_markdown(run))
 
 
 def read_run(run_dir: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,36 +11,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError, field_validator
 
 from zslkit.config import RunConfig
-from zslkit.data.strict import nearest
+from zslkit.data.files import whole
+from zslkit.data.strict import Strict, check_names, explain, nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
 
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "InfoNCE": {"soft_targets": "none"},
-    "SigLIP": {
-        "soft_targets": "none",
-        "contrastive_loss": "sigmoid",
-        "logit_scale": 10.0,
-        "logit_bias": -7.0,
-    },
-    "label smoothing": {"soft_targets": "label_smoothing", "label_smoothing": 0.3},
-    "fixed teacher": {"soft_targets": "teacher", "teacher": "frozen", "teacher_run": "InfoNCE"},
-    "EMA teacher": {"soft_targets": "teacher"},
-    "EMA teacher + intra-modal": {
-        "soft_targets": "teacher",
-        "teacher_temperature": 0.1,
-        "image_similarity_weight": 0.5,
-        "text_similarity_weight": 0.5,
-    },
-    "transport": {
-        "soft_targets": "transport",
-        "image_similarity_weight": 0.5,
-        "text_similarity_weight": 0.5,
-    },
-    "progressive": {"soft_targets": "progressive", "contrastive_weight": 0.0, "trusted_end": 0.2},
-    "EMA teacher + pair trust": {"soft_targets": "teacher", "pair_trust": True},
-}
+
+class Objective(Strict):
+    """A named objective of ``objectives.json``."""
+
+    fields: dict[str, Any]
+    """Fields of RunConfig that tell it from the others."""
+    source: str
+
+    @field_validator("fields")
+    @classmethod
+    def _are_settings(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        check_names(fields, RunConfig.model_fields, "field of RunConfig")
+        return fields
+
+
+def read_objectives(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Read named objectives from JSON: each name's ``fields`` and their ``source``.
+
+    Raises
+    ------
+    ValueError
+        For an objective that lacks either, or names a field that there is not.
+    """
+    found = json.loads(Path(path).read_text("utf-8"))
+    try:
+        return {name: Objective(**facts).fields for name, facts in found.items()}
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
+
+
+OBJECTIVES = read_objectives(Path(__file__).with_name("objectives.json"))
 """Objectives to compare, by the fields that tell them apart.
 
 ``teacher_run`` may name another of the compared variants: its run with the same seed.
@@ -133,7 +142,8 @@ def run_sweep(
         for metric, value in results[name, seed]["metrics"].items()
     ]  # fmt: skip
     table = DataFrame(rows)
-    table.to_csv(Path(base.output_dir) / "runs.csv", index=False)
+    with whole(Path(base.output_dir) / "runs.csv") as temporary:
+        table.to_csv(temporary, index=False)
     print(f"sweep: {len(runs)} runs, {len(variants)} variants x {len(seeds)} seeds")
     return table
 
@@ -242,7 +252,7 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
     missing = [run for run in runs if run not in results]
     students = [run for run in missing if variants[run[0]].get("teacher_run") in variants]
     teachers = [run for run in missing if run not in students]
-    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False) as bar:
+    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False, disable=None) as bar:
         # with frozen towers the first one alone: it fills the cache that the others read
         alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
         for wave in (teachers[:alone], teachers[alone:], students):
