@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zslkit.checkpoint import (
+    build_teacher,
     latest_checkpoint,
     load_run,
     read_history,
@@ -17,7 +18,6 @@ from zslkit.checkpoint import (
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.teacher import build_teacher
 from zslkit.trainer import train
 from zslkit.training.optim import build_optimizer
 

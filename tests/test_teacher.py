@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
-from zslkit.teacher import Teacher, build_teacher
+from zslkit.teacher import Teacher
 
 
 class Net(nn.Sequential):

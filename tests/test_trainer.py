@@ -12,10 +12,9 @@ import torch
 
 import zslkit.trainer
 import zslkit.training.step
-from zslkit.checkpoint import load_run
+from zslkit.checkpoint import build_teacher, load_run
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.teacher import build_teacher
 from zslkit.trainer import train
 from zslkit.training.batches import TrainingData
 from zslkit.training.device import autocast, choose_device

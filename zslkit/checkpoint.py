@@ -254,6 +254,31 @@ def load_run(run_dir: str | Path) -> Run:
     return Run(model.eval(), config, history, run_dir, teacher, record)
 
 
+def build_teacher(student: nn.Module, config: RunConfig) -> Teacher | None:
+    """Build the teacher that ``config`` asks for; None when no soft target needs one.
+
+    It stands here, not in :mod:`zslkit.teacher`, because a frozen teacher is an earlier run.
+
+    Raises
+    ------
+    ValueError
+        If ``teacher_run`` holds a run whose weights do not fit the student.
+    """
+    if not config.needs_teacher:
+        return None
+    teacher = Teacher(student, config.teacher, config.ema_decay, config.ema_warmup)
+    if config.teacher == "frozen":
+        source = load_run(config.teacher_run).model
+        try:
+            teacher.model.load_state_dict(source.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"teacher_run={config.teacher_run!r}: its weights do not fit this run's towers "
+                f"and embedding_dim ({str(error).splitlines()[-1].strip()})"
+            ) from None
+    return teacher
+
+
 def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
     """Read the rows of ``metrics.jsonl`` up to a step; a torn last line is left out."""
     path = Path(run_dir) / "metrics.jsonl"

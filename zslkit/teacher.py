@@ -1,12 +1,9 @@
 """Teachers: copies of the student's architecture that give soft targets and never train."""
 
 import copy
-from pathlib import Path
 
 import torch
 from torch import nn
-
-from zslkit.config import RunConfig
 
 
 class Teacher(nn.Module):
@@ -76,28 +73,3 @@ class Teacher(nn.Module):
         if self.kind == "previous":
             self.model.load_state_dict(student.state_dict())
             self.ready.fill_(True)
-
-
-def build_teacher(student: nn.Module, config: RunConfig) -> Teacher | None:
-    """Build the teacher that ``config`` asks for; None when no soft target needs one.
-
-    Raises
-    ------
-    ValueError
-        If ``teacher_run`` holds a run whose weights do not fit the student.
-    """
-    if not config.needs_teacher:
-        return None
-    teacher = Teacher(student, config.teacher, config.ema_decay, config.ema_warmup)
-    if config.teacher == "frozen":
-        from zslkit.checkpoint import load_run
-
-        source = load_run(Path(config.teacher_run)).model
-        try:
-            teacher.model.load_state_dict(source.state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                f"teacher_run={config.teacher_run!r}: its weights do not fit this run's towers "
-                f"and embedding_dim ({str(error).splitlines()[-1].strip()})"
-            ) from None
-    return teacher

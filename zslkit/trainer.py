@@ -9,13 +9,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from zslkit.checkpoint import Run, read_history, restore_checkpoint, save_checkpoint, start_run_dir
+from zslkit.checkpoint import (
+    Run,
+    build_teacher,
+    read_history,
+    restore_checkpoint,
+    save_checkpoint,
+    start_run_dir,
+)
 from zslkit.config import RunConfig
 from zslkit.data.sampling import check_broken
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.report.cards import write_card
 from zslkit.report.provenance import peak_memory, provenance
-from zslkit.teacher import build_teacher
 from zslkit.training import dist
 from zslkit.training.batches import TrainingData
 from zslkit.training.coach import advise
