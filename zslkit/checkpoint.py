@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zslkit.config import RunConfig
+from zslkit.config import ObjectiveSettings, RunConfig
 from zslkit.data.files import write_json
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.encoders.weights import fingerprint, load_tensors
@@ -254,7 +254,7 @@ def load_run(run_dir: str | Path) -> Run:
     return Run(model.eval(), config, history, run_dir, teacher, record)
 
 
-def build_teacher(student: nn.Module, config: RunConfig) -> Teacher | None:
+def build_teacher(student: nn.Module, config: ObjectiveSettings) -> Teacher | None:
     """Build the teacher that ``config`` asks for; None when no soft target needs one.
 
     It stands here, not in :mod:`zslkit.teacher`, because a frozen teacher is an earlier run.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.config import ModelSettings, RunConfig, parse_tower_mode
 from zslkit.encoders.freezing import freeze
 from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.text import TextTower
@@ -124,7 +124,7 @@ def build_dual_encoder(config: RunConfig) -> DualEncoder:
         return DualEncoder(image_tower, text_tower, config)
 
 
-def _projection(feature_dim: int, config: RunConfig, dropout: float) -> nn.Module:
+def _projection(feature_dim: int, config: ModelSettings, dropout: float) -> nn.Module:
     steps = [nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
     if config.projection == "mlp":
         steps += [nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from zslkit.config import RunConfig
+from zslkit.config import RunConfig, RunSettings
 from zslkit.data.strict import nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
 
@@ -227,7 +227,7 @@ def _configure(base: RunConfig, variants: Mapping, name: str, seed: int) -> RunC
     return RunConfig.from_parameters(changes, base=base)
 
 
-def _accelerated(config: RunConfig) -> bool:
+def _accelerated(config: RunSettings) -> bool:
     from zslkit.training.device import choose_device
 
     return choose_device(config.device).type != "cpu"

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from zslkit.config import RunConfig
+from zslkit.config import OptimisationSettings
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimisationSettings) -> torch.optim.Optimizer:
     """Build AdamW or SGD; norms, biases and scales (fewer than two dimensions) do not decay."""
     groups = [
         {"params": [p for p in trainable(model) if p.dim() > 1]},
@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, **options)
 
 
-def learning_rate_at(step: int, total_steps: int, config: RunConfig) -> float:
+def learning_rate_at(step: int, total_steps: int, config: OptimisationSettings) -> float:
     """Give the learning rate of an optimizer step: linear warm-up, then cosine to zero.
 
     References
