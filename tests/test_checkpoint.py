@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zslkit.checkpoint import (
+    LoopState,
+    RunFacts,
     build_teacher,
     latest_checkpoint,
     load_run,
@@ -51,7 +53,8 @@ def parts(tiny_settings):
 
 
 def save(run_dir, step, parts, **state):
-    return save_checkpoint(run_dir, step, parts.model, parts.teacher, parts.optimizer, state)
+    state = LoopState(step, **state)
+    return save_checkpoint(run_dir, state, parts.model, parts.teacher, parts.optimizer)
 
 
 def rewrite(path, change):
@@ -137,7 +140,8 @@ def test_everything_comes_back(parts, tmp_path, tiny_settings):
     parts.optimizer.param_groups[0]["lr"] = 0.125
     parts.optimizer.step()
     parts.teacher.update(parts.model)
-    folder = save(tmp_path, 5, parts, broken=["a"])
+    trust = torch.tensor([0.25, 1.0])
+    folder = save(tmp_path, 5, parts, broken=["a"], seconds=2.5, trust=trust)
     drawn = torch.rand(3)
 
     config = RunConfig(**{**tiny_settings, **FROZEN})
@@ -145,7 +149,8 @@ def test_everything_comes_back(parts, tmp_path, tiny_settings):
     teacher, optimizer = build_teacher(model, config), build_optimizer(model, config)
     state = restore_checkpoint(folder, model, teacher, optimizer)
     assert torch.equal(torch.rand(3), drawn)
-    assert state == {"step": 5, "broken": ["a"]}
+    assert (state.step, state.broken, state.seconds) == (5, ["a"], 2.5)
+    assert torch.equal(state.trust, trust)
     for new, old in ((model, parts.model), (teacher, parts.teacher)):
         for name, tensor in old.state_dict().items():
             assert torch.equal(new.state_dict()[name], tensor), name
@@ -325,3 +330,22 @@ def test_an_output_folder_that_is_a_file_is_refused(tiny_settings, tmp_path):
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(OSError, match="cannot be written .*give a folder that you may write to"):
         start_run_dir(config_of(tiny_settings, tmp_path / "run"))
+
+
+def test_a_run_without_its_record_still_says_where_it_stands(copied):
+    """A killed run left checkpoints and no run.json; notebooks ask for its steps all the same."""
+    (copied / "run.json").unlink()
+    facts = load_run(copied).facts
+    assert facts.steps == 4
+    assert facts.interrupted
+    assert facts == RunFacts(steps=4)
+
+
+def test_facts_of_speed_are_those_of_all_steps():
+    facts = RunFacts(steps_per_epoch=4, total_steps=8)
+    facts.describe(LoopState(step=4, seconds=2.0, broken=["x"]), batch_size=10)
+    assert (facts.seconds_per_step, facts.images_per_second, facts.train_seconds) == (0.5, 20, 2)
+    assert facts.unreadable_images == ["x"]
+    assert facts.interrupted
+    facts.describe(LoopState(step=8, seconds=4.0), batch_size=10)
+    assert not facts.interrupted

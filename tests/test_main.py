@@ -196,7 +196,7 @@ def test_an_interrupted_training_exits_130_and_goes_on(tiny_settings, tmp_path, 
     assert "stopped at step 2; go on with --resume true" in output
     assert not (tmp_path / "results.json").exists()
     run_line("train", *options_of(tiny_settings, tmp_path), "--resume", "true")
-    assert load_run(tmp_path).record["steps"] == 4
+    assert load_run(tmp_path).facts.steps == 4
 
 
 def test_only_the_first_of_several_processes_reports(tiny_settings, tmp_path, monkeypatch):

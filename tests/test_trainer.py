@@ -65,13 +65,13 @@ def test_a_run_learns_and_can_be_loaded(tiny, tmp_path):
     run = train(config)
     assert [row["step"] for row in run.history] == list(range(1, 49))
     assert run.history[-1]["loss"] < run.history[0]["loss"] - 0.2
-    assert run.record["steps"] == 48
-    assert not run.record["interrupted"]
+    assert run.facts.steps == 48
+    assert not run.facts.interrupted
     loaded = load_run(tmp_path)
     assert_equal_weights(run, loaded)
     assert loaded.history == run.history
     assert loaded.config == config
-    assert loaded.record == run.record
+    assert loaded.facts == run.facts
 
 
 def test_equal_configurations_give_equal_weights_and_seeds_differ(tiny, tmp_path):
@@ -110,8 +110,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny, tmp_path, settings, 
     whole = train(config_of(tiny, tmp_path / "whole", **settings))
     config = config_of(tiny, tmp_path / "parts", **settings)
     part = train(config, [stop_at(stop)])
-    assert part.record["interrupted"]
-    assert part.record["steps"] == stop
+    assert part.facts.interrupted
+    assert part.facts.steps == stop
     torch.manual_seed(123)  # another process would start from another state
     resumed = train(config.model_copy(update={"resume": True}))
     assert_equal_weights(whole, resumed)
@@ -146,7 +146,7 @@ def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
     first = train(config_of(tiny, tmp_path))
     again = train(config_of(tiny, tmp_path, resume=True))
     assert_equal_weights(first, again)
-    assert again.record["steps"] == STEPS
+    assert again.facts.steps == STEPS
 
 
 def test_resume_refuses_a_changed_configuration(tiny, tmp_path):
@@ -179,7 +179,7 @@ def test_runs_outside_the_main_thread(tiny, tmp_path):
     thread = threading.Thread(target=lambda: runs.append(train(config_of(tiny, tmp_path))))
     thread.start()
     thread.join()
-    assert runs[0].record["steps"] == STEPS
+    assert runs[0].facts.steps == STEPS
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_path, monkeypatch):
@@ -343,7 +343,7 @@ def test_frozen_teacher_comes_from_an_earlier_run(tiny, tmp_path):
 
 
 def test_caption_noise_is_counted(tiny, tmp_path):
-    assert train(config_of(tiny, tmp_path, caption_noise=0.5)).record["swapped_captions"] == 16
+    assert train(config_of(tiny, tmp_path, caption_noise=0.5)).facts.swapped_captions == 16
 
 
 @pytest.mark.parametrize(
@@ -383,8 +383,8 @@ def test_unreadable_images_are_named_and_limited(tiny, tmp_path):
     changes = {"manifest": str(tmp_path / "mine.json"), "max_unreadable": 0.1, "batch_size": 10}
     for name, towers in (("pixels", {}), ("cached", FROZEN)):
         run = train(config_of(tiny, tmp_path / name, **changes, **towers))
-        assert len(run.record["unreadable_images"]) == 1
-        assert "3" in run.record["unreadable_images"][0]
+        assert len(run.facts.unreadable_images) == 1
+        assert "3" in run.facts.unreadable_images[0]
     with pytest.raises(ValueError, match="1 of 20 images are unreadable or lack a caption"):
         train(config_of(tiny, tmp_path / "strict", **{**changes, "max_unreadable": 0.01}))
 
@@ -502,9 +502,7 @@ def test_a_sigmoid_run_learns_its_bias_and_goes_on_from_its_checkpoint(tiny, tmp
 def test_a_run_is_told_what_is_wrong_with_it(tiny, tmp_path, capsys):
     settings = {"teacher_temperature": 1e-4, "warmup_steps": 0}
     run = train(config_of(tiny, tmp_path, **settings))
-    (advice,) = [line for line in run.record["advice"] if "one-hot" in line]
+    (advice,) = [line for line in run.facts.advice if "one-hot" in line]
     assert "raise teacher_temperature (now 0.0001)" in advice
     assert capsys.readouterr().out.count("nearly one-hot") == 1  # told once, not every epoch
-    assert (
-        json.loads((tmp_path / "run.json").read_text())["record"]["advice"] == run.record["advice"]
-    )
+    assert json.loads((tmp_path / "run.json").read_text())["record"]["advice"] == run.facts.advice

@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zslkit.config import ObjectiveSettings, RunConfig
-from zslkit.data.files import write_json
+from zslkit.data.files import write_json, write_text
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.encoders.weights import fingerprint, load_tensors
 from zslkit.report.cards import read_run
+from zslkit.report.provenance import peak_memory
 from zslkit.teacher import Teacher
 from zslkit.training import dist
 
@@ -33,6 +35,56 @@ FREE_TO_CHANGE = {
     "prompt_templates",
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
+
+
+@dataclass
+class LoopState:
+    """Where the loop stands: with weights and optimizer all that going on takes."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    broken: list[str] = field(default_factory=list)
+    """Keys of unreadable images met so far, sorted."""
+    seconds: float = 0.0
+    """Spent on these steps, in all sessions of the run."""
+    trust: Tensor | None = None
+    """(N,) probability that each training pair is right; None before it is judged."""
+    random: dict[str, Tensor] = field(default_factory=dict)
+    """States of torch's random generators by device, as of the last checkpoint."""
+
+
+@dataclass
+class RunFacts:
+    """What there is to say of a run besides its curves; ``record`` in ``run.json``."""
+
+    steps_per_epoch: int = 0
+    total_steps: int = 0
+    """Where the run ends, by its configuration."""
+    steps: int = 0
+    """Taken so far."""
+    interrupted: bool = True
+    """Whether ``total_steps`` were not reached."""
+    train_seconds: float = 0.0
+    seconds_per_step: float = 0.0
+    images_per_second: float = 0.0
+    peak_memory_mib: dict[str, int] = field(default_factory=dict)
+    """By place: resident, and the device's name."""
+    pairs: int = 0
+    """Pairs trained on."""
+    swapped_captions: int = 0
+    unreadable_images: list[str] = field(default_factory=list)
+    """Their keys."""
+    advice: list[str] = field(default_factory=list)
+    """What the coach said last."""
+
+    def describe(self, state: LoopState, batch_size: int) -> None:
+        """Say how far the loop has come and what that took."""
+        seconds, steps = state.seconds, max(1, state.step)
+        self.steps, self.interrupted = state.step, state.step < self.total_steps
+        self.train_seconds = round(seconds, 2)
+        self.seconds_per_step = round(seconds / steps, 4)
+        self.images_per_second = round(steps * batch_size / max(seconds, 1e-9), 1)
+        self.unreadable_images, self.peak_memory_mib = state.broken, peak_memory()
 
 
 @dataclass
@@ -49,8 +101,8 @@ class Run:
     """Where it is stored."""
     teacher: nn.Module | None = None
     """The ``Teacher``, if the objective had one."""
-    record: dict[str, Any] = field(default_factory=dict)
-    """Facts of the run: steps, seconds, unreadable images, swapped captions, interruption."""
+    facts: RunFacts = field(default_factory=RunFacts)
+    """Steps, seconds, unreadable images, swapped captions, interruption."""
 
 
 def start_run_dir(config: RunConfig) -> tuple[Path, Path | None]:
@@ -130,37 +182,40 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 def save_checkpoint(
     run_dir: Path,
-    step: int,
+    state: LoopState,
     model: nn.Module,
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
+    frozen: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write one checkpoint atomically and remove the one before.
 
     Parameters
     ----------
-    state : dict
-        What else the loop needs: JSON values and tensors.
+    state : LoopState
+        Its random states are taken here.
+    frozen : mapping of str to str
+        Fingerprints of the towers that are not stored.
 
     Returns
     -------
     Path
         ``run_dir/checkpoints/step-N``; it exists only when complete.
     """
-    folder = run_dir / "checkpoints" / f"step-{step:09d}"
+    folder = run_dir / "checkpoints" / f"step-{state.step:09d}"
     if folder.is_dir():
         return folder
-    temporary = folder.with_name(f"writing-{os.getpid()}-{step}")
+    temporary = folder.with_name(f"writing-{os.getpid()}-{state.step}")
     temporary.mkdir(parents=True, exist_ok=True)
     tensors = {"model": trained_state(model)}
     if teacher is not None:
         own = teacher.state_dict()
         tensors["teacher"] = {name: own[name] for name in _teacher_names(tensors["model"])}
     packed = optimizer.state_dict()
-    groups = {**packed["state"], "state": state, "rng": {"cpu": torch.get_rng_state()}}
+    state.random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        groups["rng"]["cuda"] = torch.cuda.get_rng_state()
+        state.random["cuda"] = torch.cuda.get_rng_state()
+    groups = {**packed["state"], "state": {"trust": state.trust}, "rng": state.random}
     tensors["optimizer"] = {
         f"{group}.{slot}": value
         for group, slots in groups.items()
@@ -170,8 +225,8 @@ def save_checkpoint(
     for name, those in tensors.items():
         alone = {name: t.detach().cpu().contiguous().clone() for name, t in those.items()}
         save_file(alone, temporary / f"{name}.safetensors")
-    plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    facts = {**plain, "step": step, "param_groups": packed["param_groups"]}
+    facts = {"step": state.step, "broken": state.broken, "seconds": state.seconds}
+    facts |= {"frozen": dict(frozen), "param_groups": packed["param_groups"]}
     write_json(temporary / "state.json", facts)
     _sync(temporary)
     os.rename(temporary, folder)
@@ -184,15 +239,15 @@ def save_checkpoint(
 
 def restore_checkpoint(
     folder: Path, model: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Load a checkpoint into freshly built parts; return its ``state``.
+) -> LoopState:
+    """Load a checkpoint into freshly built parts and torch's random generators.
 
     Raises
     ------
     ValueError
         If the checkpoint does not fit the parts, or frozen towers differ from the run's.
     """
-    state = _load_weights(folder, model, teacher)
+    facts = _load_weights(folder, model, teacher)
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         group, _, slot = name.partition(".")
@@ -201,10 +256,10 @@ def restore_checkpoint(
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    state |= groups.pop("state", {})
+    trust = groups.pop("state", {}).get("trust")
     moments = {int(number): slots for number, slots in groups.items()}
-    optimizer.load_state_dict({"state": moments, "param_groups": state.pop("param_groups")})
-    return state
+    optimizer.load_state_dict({"state": moments, "param_groups": facts["param_groups"]})
+    return LoopState(facts["step"], facts["broken"], facts["seconds"], trust, random)
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -248,10 +303,9 @@ def load_run(run_dir: str | Path) -> Run:
     teacher = None
     if (folder / "teacher.safetensors").is_file():
         teacher = Teacher(model, config.teacher, config.ema_decay, config.ema_warmup)
-    state = _load_weights(folder, model, teacher)
-    record = (read_run(run_dir) or {}).get("record", {})
-    history = read_history(run_dir, state["step"])
-    return Run(model.eval(), config, history, run_dir, teacher, record)
+    step = _load_weights(folder, model, teacher)["step"]
+    facts = RunFacts(**(read_run(run_dir) or {}).get("record", {"steps": step}))
+    return Run(model.eval(), config, read_history(run_dir, step), run_dir, teacher, facts)
 
 
 def build_teacher(student: nn.Module, config: ObjectiveSettings) -> Teacher | None:
@@ -290,6 +344,14 @@ def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
             continue
         if row["step"] <= last_step:
             rows.append(row)
+    return rows
+
+
+def rewind_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
+    """Cut ``metrics.jsonl`` after a step: later rows are trained again, and would stand twice."""
+    rows = read_history(run_dir, last_step)
+    if dist.rank() == 0:
+        write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Teacher(nn.Module):
@@ -36,6 +36,7 @@ class Teacher(nn.Module):
         self.register_buffer("n_updates", torch.tensor(0))
         # A previous-generation teacher knows nothing until the first generation has ended.
         self.register_buffer("ready", torch.tensor(kind != "previous"))
+        self._sides: tuple | None = None  # a tuple, so that the student is no part of this module
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -47,21 +48,28 @@ class Teacher(nn.Module):
         """Move towards the student after an optimizer step; only ``ema`` moves.
 
         Floating-point buffers (BatchNorm statistics) are averaged like the parameters, counters
-        are copied.
+        are copied. Tensors are listed at the first call: neither model may move to another
+        device afterwards.
         """
         if self.kind != "ema":
             return
         n = self.n_updates.item()
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         self.n_updates += 1
+        if self._sides is None or self._sides[0] is not student:
+            self._sides = student, *self._gather(student)
+        _, moving, targets, counters, counts = self._sides
+        torch._foreach_lerp_(moving, targets, 1 - decay)
+        for own, value in zip(counters, counts, strict=True):
+            own.copy_(value)
+
+    def _gather(self, student: nn.Module) -> list[list[Tensor]]:
+        """List what moves, towards what, and counters: walking both models costs more than that."""
         sides = ([*model.parameters(), *model.buffers()] for model in (self.model, student))
-        for own, value in zip(*sides, strict=True):
-            if own is value:
-                continue
-            if value.is_floating_point():
-                own.lerp_(value, 1 - decay)
-            else:
-                own.copy_(value)
+        pairs = [(own, value) for own, value in zip(*sides, strict=True) if own is not value]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        return [[pair[side] for pair in kind] for kind in (floats, counts) for side in (0, 1)]
 
     def end_generation(self, student: nn.Module) -> None:
         """Become a copy of the student at the end of a generation; only ``previous`` does.

@@ -301,16 +301,16 @@ def _measure(config: RunConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
     goes_on = (folder / "config.json").is_file() and not changes_since(folder, config)
     run = train(config.model_copy(update={"resume": goes_on}))
-    if run.record["interrupted"]:
+    if run.facts.interrupted:
         raise KeyboardInterrupt
     estimates = flat(evaluate(run.model, config))
     metrics = {name.replace(" / ", " "): estimate["value"] for name, estimate in estimates}
-    metrics["train_seconds"] = run.record["train_seconds"]
+    metrics["train_seconds"] = run.facts.train_seconds
     last = [row for row in run.history if row["epoch"] == run.history[-1]["epoch"]]
     for name in ("self_mass", "target_entropy"):  # of the soft targets, in the last epoch
         if name in last[0]:
             metrics[name] = sum(row[name] for row in last) / len(last)
-    record(metrics, config, config.output_dir, extra=run.record)
+    record(metrics, config, config.output_dir, extra=run.facts)
     return load_results(config.output_dir)
 
 

@@ -31,6 +31,7 @@ from .monitor import interruptible as interruptible
 from .optim import build_optimizer as build_optimizer
 from .optim import clip_gradients as clip_gradients
 from .optim import learning_rate_at as learning_rate_at
+from .optim import set_learning_rate as set_learning_rate
 from .optim import trainable as trainable
 from .step import backward as backward
 from .trust import clean_probability as clean_probability

@@ -36,6 +36,16 @@ def learning_rate_at(step: int, total_steps: int, config: OptimisationSettings) 
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, total_steps: int, config: OptimisationSettings
+) -> float:
+    """Give all groups of an optimizer the learning rate of a step, and return it."""
+    rate = learning_rate_at(step, total_steps, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> float:
     """Scale gradients down to a global norm; return the norm they had."""
     return nn.utils.clip_grad_norm_(list(parameters), largest or math.inf).item()
