@@ -506,3 +506,93 @@ def test_a_run_is_told_what_is_wrong_with_it(tiny, tmp_path, capsys):
     assert "raise teacher_temperature (now 0.0001)" in advice
     assert capsys.readouterr().out.count("nearly one-hot") == 1  # told once, not every epoch
     assert json.loads((tmp_path / "run.json").read_text())["record"]["advice"] == run.facts.advice
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_path, monkeypatch):
+    """The loss is finite: only the gradient tells. The step used to be taken, and saved over."""
+    healthy, calls, seen = zslkit.trainer.backward, [], []
+
+    def ill(model, *args):
+        result = healthy(model, *args)
+        calls.append(result)
+        if len(calls) == 4:
+            model.text_projection[1].weight.grad[0, 0] = math.inf
+        return result
+
+    monkeypatch.setattr(zslkit.trainer, "backward", ill)
+    message = "loss=[0-9.]+, gradient_norm=inf at batch 3 of epoch 0 .*keys .*no weight was changed"
+    with pytest.raises(FloatingPointError, match=message):
+        train(
+            config_of(tiny, tmp_path / "ill", checkpoint_every=3),
+            [lambda run, row: seen.append((run, run.model.text_projection[1].weight.clone()))],
+        )
+    run, before = seen[-1]
+    assert torch.equal(run.model.text_projection[1].weight, before)
+    assert len(load_run(tmp_path / "ill").history) == 3
+    monkeypatch.undo()
+    resumed = train(config_of(tiny, tmp_path / "ill", checkpoint_every=3, resume=True))
+    assert_equal_weights(resumed, train(config_of(tiny, tmp_path / "well")))
+
+
+@pytest.mark.parametrize("step", [6, STEPS], ids=["checkpoint", "last"])
+def test_weights_that_are_not_finite_are_not_saved_over_the_last_checkpoint(tiny, tmp_path, step):
+    def spoil(run, row):
+        if row["step"] == step:
+            run.model.text_projection[1].weight.data[0, 0] = math.nan
+
+    message = rf"step {step} left 1 tensor.*text_projection.1.weight .*keeps its last checkpoint"
+    with pytest.raises(FloatingPointError, match=message):
+        train(config_of(tiny, tmp_path, checkpoint_every=3), [spoil])
+    run = load_run(tmp_path)
+    assert len(run.history) == (3 if step == 6 else 6)
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
+
+
+def test_a_second_run_in_one_folder_is_refused_and_harms_nothing(tiny, tmp_path):
+    """It used to move the first run's files aside while that wrote them."""
+    refused = []
+
+    def start_another(run, row):
+        if row["step"] == 3:
+            for resume in (False, True):
+                with pytest.raises(BlockingIOError, match=f"in use by .*process {os.getpid()} on"):
+                    train(config_of(tiny, tmp_path / "one", resume=resume))
+                refused.append(resume)
+
+    first = train(config_of(tiny, tmp_path / "one"), [start_another])
+    assert refused == [False, True]
+    assert_equal_weights(first, load_run(tmp_path / "one"))
+    assert not (tmp_path / "one" / "earlier-1").exists()
+    assert not (tmp_path / "one" / "lock.json").exists()
+    train(config_of(tiny, tmp_path / "one"))  # free again
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_save_return_early_and_the_run_goes_on(tiny, tmp_path, name):
+    """SIGTERM, which every cluster sends, used to save nothing; twice is once."""
+    number, times = getattr(signal, name), 1 if name == "SIGINT" else 3
+    before = signal.getsignal(number)
+
+    def send(run, row):
+        if row["step"] == 3:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    part = train(config_of(tiny, tmp_path / "parts"), [send])
+    assert signal.getsignal(number) is before
+    assert (part.stopped_by, part.facts.steps, part.facts.interrupted) == (number, 3, True)
+    resumed = train(config_of(tiny, tmp_path / "parts", resume=True))
+    assert resumed.stopped_by is None
+    assert_equal_weights(resumed, train(config_of(tiny, tmp_path / "whole")))
+
+
+def test_a_hangup_that_nohup_ignores_stops_nothing(tiny, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = train(
+            config_of(tiny, tmp_path), [lambda run, row: os.kill(os.getpid(), signal.SIGHUP)]
+        )
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert run.facts.steps == STEPS

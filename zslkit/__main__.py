@@ -60,7 +60,7 @@ def train(config: RunConfig) -> None:
     run = run_training(config)
     if run.facts.interrupted:
         typer.echo(f"stopped at step {run.facts.steps}; go on with --resume true")
-        raise typer.Exit(130)
+        raise typer.Exit(128 + run.stopped_by)
     if dist.rank() > 0:  # one report is enough
         return
     typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))

@@ -206,6 +206,8 @@ class RunSettings(_Section):
     """Go on from the checkpoint in output_dir when there is one."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimizer steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The last checkpoints that stay, so that one can be damaged."""
     cache_dir: str | None = "reports/cache"
     """Embeddings of frozen towers; None: not kept."""
     device: str = "auto"

@@ -5,10 +5,12 @@ from . import cache as cache
 from . import files as files
 from . import images as images
 from . import ledger as ledger
+from . import locks as locks
 from . import manifests as manifests
 from . import pairs as pairs
 from . import sampling as sampling
 from . import schema as schema
+from . import sealed as sealed
 from . import source as source
 from . import strict as strict
 from . import toy as toy
@@ -38,6 +40,7 @@ from .ledger import read_ledger as read_ledger
 from .ledger import read_listing as read_listing
 from .ledger import summarise_ledger as summarise_ledger
 from .ledger import write_ledger as write_ledger
+from .locks import locked as locked
 from .manifests import Manifest as Manifest
 from .manifests import list_manifests as list_manifests
 from .manifests import load_manifest as load_manifest
@@ -52,6 +55,8 @@ from .sampling import epoch_order as epoch_order
 from .sampling import iterate_batches as iterate_batches
 from .sampling import n_batches as n_batches
 from .sampling import read_batches as read_batches
+from .sealed import damage as damage
+from .sealed import seal as seal
 from .toy import COMBINATIONS as COMBINATIONS
 from .toy import PALETTE as PALETTE
 from .toy import SUPERSAMPLING as SUPERSAMPLING

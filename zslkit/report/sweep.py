@@ -291,10 +291,10 @@ def _quietly(function, *arguments):
 
 def _measure(config: RunConfig) -> dict[str, Any]:
     """Train one run, or go on with it, and record what it can do."""
-    from zslkit.checkpoint import changes_since
     from zslkit.evaluation.evaluator import evaluate
     from zslkit.report.cards import load_results
     from zslkit.report.results import record
+    from zslkit.report.run_folder import changes_since
     from zslkit.report.tables import flat
     from zslkit.trainer import train
 

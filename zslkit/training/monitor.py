@@ -88,26 +88,43 @@ class Monitor:
         self.told = {*advice}
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a request that the loop honours after its step.
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
-    A second one interrupts at once. Outside the main thread signals cannot be caught, and
-    Ctrl-C keeps its usual effect.
+
+@dataclass
+class Stop:
+    """A request to stop, by the number of the signal that brought it."""
+
+    signum: int | None = None
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turn Ctrl-C and what clusters send into a request that the loop honours after its step.
+
+    A second Ctrl-C interrupts at once; the other signals may come several times, from the
+    scheduler and from torchrun. Outside the main thread signals cannot be caught and keep their
+    usual effect.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(signum, frame):
-        if stop.is_set():
+        first, stop.signum = stop.signum is None, stop.signum or signum
+        if first:
+            with contextlib.suppress(RuntimeError):  # it came amidst another print
+                print("stopping after this step; the run will be saved (Ctrl-C: stop at once)")
+        elif signum == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.set()
-        print("stopping after this step; the run will be saved (again: stop at once)")
 
-    earlier = signal.signal(signal.SIGINT, request)
+    # nohup has hang-ups ignored: they stay so
+    caught = [n for n in _STOPPING
+              if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]  # fmt: skip
+    earlier = {number: signal.signal(number, request) for number in caught}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set outside Python
