@@ -346,9 +346,10 @@ def test_checkpoints_that_belong_to_no_configuration_are_moved_aside(copied, tra
 
 def test_an_output_folder_that_is_a_file_is_refused(tiny_settings, tmp_path):
     (tmp_path / "run").write_text("in the way")
-    with pytest.raises(OSError, match="cannot be written .*give a folder that you may write to"):
-        with run_folder(config_of(tiny_settings, tmp_path / "run")):
-            pass
+    message = "cannot be written .*give a folder that you may write to"
+    config = config_of(tiny_settings, tmp_path / "run")
+    with pytest.raises(OSError, match=message), run_folder(config):
+        pass
 
 
 def test_a_run_without_its_record_still_says_where_it_stands(copied):

@@ -22,6 +22,7 @@ from zslkit.checkpoint import (
 )
 from zslkit.config import RunConfig
 from zslkit.data.sampling import check_broken
+from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.report.cards import write_card
 from zslkit.report.provenance import provenance
@@ -30,7 +31,7 @@ from zslkit.training import dist
 from zslkit.training.batches import TrainingData
 from zslkit.training.coach import advise
 from zslkit.training.device import choose_device, repeatable
-from zslkit.training.monitor import Monitor, interruptible
+from zslkit.training.monitor import Monitor
 from zslkit.training.optim import build_optimizer, clip_gradients, set_learning_rate, trainable
 from zslkit.training.step import backward
 

@@ -11,6 +11,7 @@ from . import pairs as pairs
 from . import sampling as sampling
 from . import schema as schema
 from . import sealed as sealed
+from . import signals as signals
 from . import source as source
 from . import strict as strict
 from . import toy as toy
@@ -57,6 +58,8 @@ from .sampling import n_batches as n_batches
 from .sampling import read_batches as read_batches
 from .sealed import damage as damage
 from .sealed import seal as seal
+from .signals import Stop as Stop
+from .signals import interruptible as interruptible
 from .toy import COMBINATIONS as COMBINATIONS
 from .toy import PALETTE as PALETTE
 from .toy import SUPERSAMPLING as SUPERSAMPLING

@@ -1,7 +1,6 @@
 """A lock that says who holds it: two writers in one folder would destroy each other's work."""
 
 import contextlib
-import fcntl
 import getpass
 import json
 import os
@@ -54,6 +53,8 @@ def locked(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Let those that find the same stale lock look and write in turn."""
+    import fcntl  # not on Windows
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -83,9 +83,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
             except (OSError, ValueError) as error:
                 problem = error
         if dist.any_process(problem is not None):
-            raise problem or OSError(
-                f"output_dir={config.output_dir!r}: see the error of process 0"
-            )
+            raise problem or OSError(f"output_dir={str(run_dir)!r}: see the error of process 0")
         yield run_dir
 
 

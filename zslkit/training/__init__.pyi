@@ -27,8 +27,6 @@ from .dist import start as start
 from .dist import world_size as world_size
 from .monitor import PLAIN_LINES as PLAIN_LINES
 from .monitor import Monitor as Monitor
-from .monitor import Stop as Stop
-from .monitor import interruptible as interruptible
 from .optim import build_optimizer as build_optimizer
 from .optim import clip_gradients as clip_gradients
 from .optim import learning_rate_at as learning_rate_at

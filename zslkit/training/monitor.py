@@ -1,12 +1,9 @@
 """What a person sees of a run: a progress bar, plain lines, rows in ``metrics.jsonl``."""
 
-import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,45 +83,3 @@ class Monitor:
             if kind not in self.told and not self.quiet:
                 self.bar.write(f"advice: {sentence}")
         self.told = {*advice}
-
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-
-
-@dataclass
-class Stop:
-    """A request to stop, by the number of the signal that brought it."""
-
-    signum: int | None = None
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Turn Ctrl-C and what clusters send into a request that the loop honours after its step.
-
-    A second Ctrl-C interrupts at once; the other signals may come several times, from the
-    scheduler and from torchrun. Outside the main thread signals cannot be caught and keep their
-    usual effect.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(signum, frame):
-        first, stop.signum = stop.signum is None, stop.signum or signum
-        if first:
-            with contextlib.suppress(RuntimeError):  # it came amidst another print
-                print("stopping after this step; the run will be saved (Ctrl-C: stop at once)")
-        elif signum == signal.SIGINT:
-            raise KeyboardInterrupt
-
-    # nohup has hang-ups ignored: they stay so
-    caught = [n for n in _STOPPING
-              if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]  # fmt: skip
-    earlier = {number: signal.signal(number, request) for number in caught}
-    try:
-        yield stop
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: set outside Python
