@@ -16,6 +16,7 @@ from . import training as training
 from . import widgets as widgets
 from . import zeroshot as zeroshot
 from .checkpoint import Run as Run
+from .checkpoint import build_teacher as build_teacher
 from .checkpoint import load_run as load_run
 from .config import RunConfig as RunConfig
 from .data.cache import embed as embed
@@ -45,7 +46,6 @@ from .targets import progressive_targets as progressive_targets
 from .targets import sinkhorn as sinkhorn
 from .targets import teacher_targets as teacher_targets
 from .targets import transport_targets as transport_targets
-from .teacher import build_teacher as build_teacher
 from .trainer import train as train
 from .zeroshot.class_bank import build_class_bank as build_class_bank
 from .zeroshot.classifier import ZeroShotClassifier as ZeroShotClassifier

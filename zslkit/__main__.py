@@ -55,12 +55,12 @@ def train(config: RunConfig) -> None:
     from zslkit.training import dist
 
     run = run_training(config)
-    if run.record["interrupted"]:
-        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume")
-        raise typer.Exit(130)
+    if run.facts.interrupted:
+        typer.echo(f"stopped at step {run.facts.steps}; go on with --resume")
+        raise typer.Exit(128 + run.stopped_by)
     if dist.rank() > 0:  # one report is enough
         return
-    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.record))
+    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))
 
 
 @app.command(cls=Command)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zslkit.config import RunConfig
+from zslkit.config import ObjectiveSettings
 from zslkit.losses import contrastive_loss, distillation_loss, sigmoid_loss
 from zslkit.targets import (
     fuse_similarities,
@@ -36,7 +36,7 @@ def training_loss(
     teacher: Embedded | None,
     logit_scale: Tensor,
     distillation_scale: Tensor,
-    config: RunConfig,
+    config: ObjectiveSettings,
     progress: float = 0.0,
     trust: Tensor | None = None,
     logit_bias: Tensor | None = None,
@@ -106,7 +106,11 @@ def training_loss(
 
 @torch.no_grad()
 def soft_targets(
-    n_queries: int, n_candidates: int, teacher: Embedded | None, config: RunConfig, progress: float
+    n_queries: int,
+    n_candidates: int,
+    teacher: Embedded | None,
+    config: ObjectiveSettings,
+    progress: float,
 ) -> tuple[Tensor, Tensor] | None:
     """Make the soft targets of both directions, (B, N) each; None when there are none."""
     offset = dist.rank() * n_queries

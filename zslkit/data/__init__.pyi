@@ -6,10 +6,13 @@ from . import files as files
 from . import images as images
 from . import ledger as ledger
 from . import listing as listing
+from . import locks as locks
 from . import manifests as manifests
 from . import pairs as pairs
 from . import sampling as sampling
 from . import schema as schema
+from . import sealed as sealed
+from . import signals as signals
 from . import source as source
 from . import strict as strict
 from . import toy as toy
@@ -41,6 +44,7 @@ from .ledger import read_listing as read_listing
 from .ledger import summarise_ledger as summarise_ledger
 from .ledger import write_ledger as write_ledger
 from .listing import list_sets as list_sets
+from .locks import locked as locked
 from .manifests import Manifest as Manifest
 from .manifests import list_manifests as list_manifests
 from .manifests import load_manifest as load_manifest
@@ -55,6 +59,10 @@ from .sampling import epoch_order as epoch_order
 from .sampling import iterate_batches as iterate_batches
 from .sampling import n_batches as n_batches
 from .sampling import read_batches as read_batches
+from .sealed import damage as damage
+from .sealed import seal as seal
+from .signals import Stop as Stop
+from .signals import interruptible as interruptible
 from .toy import COMBINATIONS as COMBINATIONS
 from .toy import PALETTE as PALETTE
 from .toy import SUPERSAMPLING as SUPERSAMPLING

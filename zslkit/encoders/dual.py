@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.config import ModelSettings, RunConfig, parse_tower_mode
 from zslkit.encoders.freezing import freeze
 from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.text import TextTower
@@ -62,6 +62,10 @@ class DualEncoder(nn.Module):
     def distillation_scale(self) -> Tensor:
         """Scale of the student's logits in the distillation term, at least 1."""
         return self.log_distillation_scale.exp().clamp(1, self.max_logit_scale)
+
+    def scales(self) -> dict[str, float]:
+        """Give both scales as numbers, by name."""
+        return {name: getattr(self, name).item() for name in ("logit_scale", "distillation_scale")}
 
     def project_image(self, features: Tensor) -> Tensor:
         """Map (B, F) image features to (B, D) unit vectors, float32."""
@@ -124,7 +128,7 @@ def build_dual_encoder(config: RunConfig) -> DualEncoder:
         return DualEncoder(image_tower, text_tower, config)
 
 
-def _projection(feature_dim: int, config: RunConfig, dropout: float) -> nn.Module:
+def _projection(feature_dim: int, config: ModelSettings, dropout: float) -> nn.Module:
     steps = [nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
     if config.projection == "mlp":
         steps += [nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)]

@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zslkit.checkpoint import Run
+from zslkit.checkpoint import Run, build_teacher
 from zslkit.config import RunConfig
 from zslkit.data.images import BrokenImageError, to_pil
 from zslkit.data.pairs import Pairs
 from zslkit.encoders.dual import DualEncoder, build_dual_encoder
 from zslkit.objective import Embedded
 from zslkit.targets import target_statistics
-from zslkit.teacher import build_teacher
 from zslkit.zeroshot.class_bank import build_class_bank
 from zslkit.zeroshot.ranking import ClassBank, rank_classes
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zslkit.config import RunConfig
+from zslkit.config import DataSettings, RunConfig
 from zslkit.data.files import write_json, write_text
 from zslkit.data.pairs import Pairs, open_pairs
 from zslkit.data.source import Groups
@@ -232,7 +232,7 @@ def evaluate_run(
     return evaluate_stream(model, pairs, questions, output_dir, **options)
 
 
-def labelled_pairs(config: RunConfig) -> Pairs:
+def labelled_pairs(config: DataSettings) -> Pairs:
     """Open the labelled images that ``config`` names; a ValueError says if it names none."""
     if config.zeroshot_manifest is None:
         raise ValueError("zeroshot_manifest=None: give a labelled set")

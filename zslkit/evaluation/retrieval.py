@@ -90,8 +90,8 @@ class Watch:
 
     def __call__(self, run: Run, row: dict[str, float]) -> dict[str, float]:
         """Measure where an epoch, or the training, ends."""
-        step, total = row["step"], run.record["total_steps"]
-        if step % run.record["steps_per_epoch"] and step != total:
+        step, total = row["step"], run.facts.total_steps
+        if step % run.facts.steps_per_epoch and step != total:
             return {}
         with torch.random.fork_rng():  # reading images draws a seed
             ranks, _ = rank_pairs(run.model, self.pairs, self.config)

@@ -9,6 +9,7 @@ from . import options as options
 from . import provenance as provenance
 from . import reproduction as reproduction
 from . import results as results
+from . import run_folder as run_folder
 from . import runner as runner
 from . import sweep as sweep
 from . import tables as tables
@@ -40,6 +41,9 @@ from .reproduction import reproduce as reproduce
 from .results import PUBLISHED as PUBLISHED
 from .results import Published as Published
 from .results import record as record
+from .run_folder import RunFacts as RunFacts
+from .run_folder import changes_since as changes_since
+from .run_folder import read_history as read_history
 from .runner import Job as Job
 from .runner import Report as Report
 from .runner import build_report as build_report

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError, field_validator
 
-from zslkit.config import RunConfig
+from zslkit.config import RunConfig, RunSettings
 from zslkit.data.files import whole
 from zslkit.data.strict import Strict, check_names, explain, nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
@@ -237,7 +237,7 @@ def _configure(base: RunConfig, variants: Mapping, name: str, seed: int) -> RunC
     return RunConfig.from_parameters(changes, base=base)
 
 
-def _accelerated(config: RunConfig) -> bool:
+def _accelerated(config: RunSettings) -> bool:
     from zslkit.training.device import choose_device
 
     return choose_device(config.device).type != "cpu"
@@ -301,26 +301,26 @@ def _quietly(function, *arguments):
 
 def _measure(config: RunConfig) -> dict[str, Any]:
     """Train one run, or go on with it, and record what it can do."""
-    from zslkit.checkpoint import changes_since
     from zslkit.evaluation.evaluator import evaluate
     from zslkit.report.cards import load_results
     from zslkit.report.results import record
+    from zslkit.report.run_folder import changes_since
     from zslkit.report.tables import flat
     from zslkit.trainer import train
 
     folder = Path(config.output_dir)
     goes_on = (folder / "config.json").is_file() and not changes_since(folder, config)
     run = train(config.model_copy(update={"resume": goes_on}))
-    if run.record["interrupted"]:
+    if run.facts.interrupted:
         raise KeyboardInterrupt
     estimates = flat(evaluate(run.model, config))
     metrics = {name.replace(" / ", " "): estimate["value"] for name, estimate in estimates}
-    metrics["train_seconds"] = run.record["train_seconds"]
+    metrics["train_seconds"] = run.facts.train_seconds
     last = [row for row in run.history if row["epoch"] == run.history[-1]["epoch"]]
     for name in ("self_mass", "target_entropy"):  # of the soft targets, in the last epoch
         if name in last[0]:
             metrics[name] = sum(row[name] for row in last) / len(last)
-    record(metrics, config, config.output_dir, extra=run.record)
+    record(metrics, config, config.output_dir, extra=run.facts)
     return load_results(config.output_dir)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zslkit.config import RunConfig
+from zslkit.config import ObjectiveSettings, RunConfig
 
 NEARLY = 0.98  # of the limit: entropy ln N, loss ln B
 _BIG_DROP = 0.02  # of a fraction on held-out pairs, since its best epoch
@@ -75,7 +75,7 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def judge_targets(
-    statistics: Mapping[str, float], config: RunConfig, n_candidates: int
+    statistics: Mapping[str, float], config: ObjectiveSettings, n_candidates: int
 ) -> dict[str, str]:
     """Say when soft targets over N candidates are one-hot, uniform or inverted.
 
@@ -84,7 +84,7 @@ def judge_targets(
     statistics : mapping
         ``self_mass``, ``target_entropy`` (nats) and, if there is a teacher,
         ``target_agreement``, as :mod:`zslkit.targets` gives them.
-    config : RunConfig
+    config : ObjectiveSettings
         Names the setting to change.
     """
     knob = "epsilon" if config.soft_targets == "transport" else "teacher_temperature"
