@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from zslkit.data.kinds import KINDS, SOFT_TARGETS
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
-
-SoftTargets = Literal["none", "label_smoothing", "teacher", "transport", "progressive"]
 
 
 class RunConfig(Strict):
@@ -68,10 +67,10 @@ class RunConfig(Strict):
     """Dropout on the text features that enter the projection."""
 
     # objective
-    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax (InfoNCE) or sigmoid (SigLIP), which learns a bias besides the scale."""
-    soft_targets: SoftTargets = "teacher"
-    """Kind of soft targets; none is plain InfoNCE."""
+    contrastive_loss: str = "softmax"
+    """softmax (InfoNCE), sigmoid (SigLIP), which learns a bias besides the scale, or your own."""
+    soft_targets: str = "teacher"
+    """none (plain InfoNCE), label_smoothing, teacher, transport, progressive, or your own."""
     contrastive_weight: float = Field(0.5, ge=0.0, le=1.0)
     """Share of the one-hot contrastive loss; distillation gets the rest."""
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
@@ -176,6 +175,11 @@ class RunConfig(Strict):
         find_templates(value)
         return value
 
+    @field_validator("contrastive_loss", "soft_targets")
+    @classmethod
+    def _known_kind(cls, value: str, info: Any) -> str:
+        return KINDS[info.field_name][value].name
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
         for name in ("image_tower", "text_tower"):
@@ -184,7 +188,7 @@ class RunConfig(Strict):
             raise ValueError(
                 f"accumulation={self.accumulation} must divide batch_size={self.batch_size}"
             )
-        if self.needs_teacher and self.teacher == "frozen" and self.teacher_run is None:
+        if self.teacher == "frozen" and self.teacher_run is None and self.needs_teacher:
             raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
         if self.logit_scale > self.max_logit_scale:
             raise ValueError(
@@ -195,7 +199,7 @@ class RunConfig(Strict):
     @property
     def needs_teacher(self) -> bool:
         """Whether soft targets or pair weights come from a teacher."""
-        return self.pair_trust or self.soft_targets in ("teacher", "transport", "progressive")
+        return self.pair_trust or SOFT_TARGETS[self.soft_targets].needs_teacher
 
     @classmethod
     def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from zslkit.config import RunConfig
+from zslkit.data.kinds import code_of_kinds, pack_kinds, unpack_kinds
 from zslkit.data.strict import nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
 
@@ -265,10 +266,11 @@ def _pool(base: RunConfig, jobs: int | None) -> Iterator[Callable]:
         return
     if jobs is None:
         jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
+    kinds = pack_kinds()  # those of a notebook are not known to a new process
     # fork would copy torch's thread pools in an unknown state
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
-        yield lambda *call: pool.submit(_quietly, *call)
+        yield lambda *call: pool.submit(_quietly, kinds, *call)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -282,8 +284,9 @@ def _call(function, *arguments) -> Future:
     return done
 
 
-def _quietly(function, *arguments):
+def _quietly(kinds: bytes | None, function, *arguments):
     """Call without the progress that several processes would write over each other."""
+    unpack_kinds(kinds)
     silent = io.StringIO()
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
         return function(*arguments)
@@ -324,5 +327,7 @@ def _finished(config: RunConfig) -> dict[str, Any] | None:
         results = load_results(config.output_dir)
     except FileNotFoundError:
         return None
-    known = results["config"], results.get("code", {}).get("sha256")
-    return results if known == (portable(config.model_dump(mode="json")), SOURCES) else None
+    settings, code = config.model_dump(mode="json"), results.get("code", {})
+    own = {name: code[name] for name in ("own kinds",) if name in code}
+    known = results["config"], code.get("sha256"), own
+    return results if known == (portable(settings), SOURCES, code_of_kinds(settings)) else None
