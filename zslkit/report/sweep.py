@@ -296,13 +296,16 @@ def _measure(config: RunConfig) -> dict[str, Any]:
     """Train one run, or go on with it, and record what it can do."""
     from zslkit.checkpoint import changes_since
     from zslkit.evaluation.evaluator import evaluate
-    from zslkit.report.cards import load_results
+    from zslkit.report.cards import load_results, read_run
     from zslkit.report.results import record
     from zslkit.report.tables import flat
     from zslkit.trainer import train
 
     folder = Path(config.output_dir)
+    own = code_of_kinds(config.model_dump()).get("own kinds")
+    earlier = (read_run(folder) or {}).get("code", {"own kinds": own}).get("own kinds")
     goes_on = (folder / "config.json").is_file() and not changes_since(folder, config)
+    goes_on &= earlier == own  # a cell may have been changed since
     run = train(config.model_copy(update={"resume": goes_on}))
     if run.record["interrupted"]:
         raise KeyboardInterrupt
