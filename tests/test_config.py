@@ -71,7 +71,8 @@ def test_understands_what_papermill_and_shells_pass(text, meaning):
         ({"batch_size": 10, "accumulation": 4}, "accumulation=4 must divide batch_size=10"),
         ({"teacher": "frozen"}, "needs teacher_run"),
         ({"logit_scale": 50, "max_logit_scale": 20}, "logit_scale=50.0 is above max_logit_scale"),
-        ({"soft_targets": "teachers"}, "soft_targets='teachers': Input should be 'none'"),
+        ({"soft_targets": "teachers"}, "soft_targets='teachers': no kind .* did you mean teacher"),
+        ({"contrastive_loss": "sigmoidal"}, "='sigmoidal': no contrastive .* did you mean sigmoid"),
         ({"caption_noise": 1.5}, "caption_noise=1.5: .*less than or equal to 1"),
     ],
 )

@@ -35,6 +35,8 @@ from .evaluation.registry import register_metric as register_metric
 from .losses import contrastive_loss as contrastive_loss
 from .losses import distillation_loss as distillation_loss
 from .losses import sigmoid_loss as sigmoid_loss
+from .objective import contrastive as contrastive
+from .objective import soft_target as soft_target
 from .objective import soft_targets as soft_targets
 from .report.notebook import read_count as read_count
 from .report.notebook import read_list as read_list

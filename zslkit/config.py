@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from zslkit.data.kinds import KINDS, SOFT_TARGETS
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
-
-SoftTargets = Literal["none", "label_smoothing", "teacher", "transport", "progressive"]
 
 
 class _Section(Strict):
@@ -99,10 +98,10 @@ class ModelSettings(_Section):
 class ObjectiveSettings(_Section):
     """The loss, its soft targets and the teacher that gives them."""
 
-    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax (InfoNCE) or sigmoid (SigLIP), which learns a bias besides the scale."""
-    soft_targets: SoftTargets = "teacher"
-    """Kind of soft targets; none is plain InfoNCE."""
+    contrastive_loss: str = "softmax"
+    """softmax (InfoNCE), sigmoid (SigLIP), which learns a bias besides the scale, or your own."""
+    soft_targets: str = "teacher"
+    """none (plain InfoNCE), label_smoothing, teacher, transport, progressive, or your own."""
     contrastive_weight: float = Field(0.5, ge=0.0, le=1.0)
     """Share of the one-hot contrastive loss; distillation gets the rest."""
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
@@ -144,9 +143,14 @@ class ObjectiveSettings(_Section):
     max_logit_scale: float = Field(100.0, ge=1.0)
     """Learned scales are clamped to [1, max_logit_scale]."""
 
+    @field_validator("contrastive_loss", "soft_targets")
+    @classmethod
+    def _known_kind(cls, value: str, info: Any) -> str:
+        return KINDS[info.field_name][value].name
+
     @model_validator(mode="after")
     def _objective_fits_together(self) -> "ObjectiveSettings":
-        if self.needs_teacher and self.teacher == "frozen" and self.teacher_run is None:
+        if self.teacher == "frozen" and self.teacher_run is None and self.needs_teacher:
             raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
         if self.logit_scale > self.max_logit_scale:
             raise ValueError(
@@ -157,7 +161,7 @@ class ObjectiveSettings(_Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether soft targets or pair weights come from a teacher."""
-        return self.pair_trust or self.soft_targets in ("teacher", "transport", "progressive")
+        return self.pair_trust or SOFT_TARGETS[self.soft_targets].needs_teacher
 
 
 class OptimisationSettings(_Section):

@@ -4,6 +4,7 @@ from . import audit as audit
 from . import cache as cache
 from . import files as files
 from . import images as images
+from . import kinds as kinds
 from . import ledger as ledger
 from . import listing as listing
 from . import locks as locks

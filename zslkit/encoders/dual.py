@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zslkit.config import ModelSettings, RunConfig, parse_tower_mode
+from zslkit.data.kinds import CONTRASTIVE_LOSSES
 from zslkit.encoders.freezing import freeze
 from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.text import TextTower
@@ -20,7 +21,7 @@ class DualEncoder(nn.Module):
     logit_scale, distillation_scale : Tensor of shape ()
         Multiply similarities in the contrastive and the distillation term; 1 / temperature.
     logit_bias : Parameter of shape ()
-        Added to the contrastive logits; only where the contrastive loss is the sigmoid one.
+        Added to the contrastive logits; only where the contrastive loss learns one.
     """
 
     def __init__(self, image_tower: nn.Module, text_tower: nn.Module, config: RunConfig):
@@ -35,7 +36,7 @@ class DualEncoder(nn.Module):
         self.log_distillation_scale = nn.Parameter(
             log_scale.clone(), requires_grad=config.learn_logit_scale
         )
-        if config.contrastive_loss == "sigmoid":
+        if CONTRASTIVE_LOSSES[config.contrastive_loss].learned_bias:
             # Zhai et al. start at -10, the logarithm of their 32k batch's base rate
             base_rate = -math.log(config.batch_size - 1)
             bias = base_rate if config.logit_bias is None else config.logit_bias

@@ -13,6 +13,7 @@ from typing import Any
 
 from zslkit import __version__
 from zslkit.data.files import portable, project_root
+from zslkit.data.kinds import code_of_kinds
 from zslkit.data.manifests import load_manifest
 from zslkit.report.numerics import hold_numerics
 
@@ -37,7 +38,10 @@ def provenance(config: Any) -> dict[str, Any]:
         "manifest_checksum": manifest
         and load_manifest(manifest, settings.get("data_root")).checksum,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "code": {"version": __version__, "sha256": SOURCES, **git_state(project_root())},
+        "code": {
+            **{"version": __version__, "sha256": SOURCES, **git_state(project_root())},
+            **code_of_kinds(settings),
+        },
         "versions": {"zslkit": __version__, "python": platform.python_version(), **versions},
         "machine": machine(),
     }

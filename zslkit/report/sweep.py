@@ -15,6 +15,7 @@ from pydantic import ValidationError, field_validator
 
 from zslkit.config import RunConfig, RunSettings
 from zslkit.data.files import whole
+from zslkit.data.kinds import code_of_kinds, pack_kinds, unpack_kinds
 from zslkit.data.strict import Strict, check_names, explain, nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
 
@@ -275,10 +276,11 @@ def _pool(base: RunConfig, jobs: int | None) -> Iterator[Callable]:
         return
     if jobs is None:
         jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
+    kinds = pack_kinds()  # those of a notebook are not known to a new process
     # fork would copy torch's thread pools in an unknown state
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
-        yield lambda *call: pool.submit(_quietly, *call)
+        yield lambda *call: pool.submit(_quietly, kinds, *call)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -292,8 +294,9 @@ def _call(function, *arguments) -> Future:
     return done
 
 
-def _quietly(function, *arguments):
+def _quietly(kinds: bytes | None, function, *arguments):
     """Call without the progress that several processes would write over each other."""
+    unpack_kinds(kinds)
     silent = io.StringIO()
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
         return function(*arguments)
@@ -302,14 +305,17 @@ def _quietly(function, *arguments):
 def _measure(config: RunConfig) -> dict[str, Any]:
     """Train one run, or go on with it, and record what it can do."""
     from zslkit.evaluation.evaluator import evaluate
-    from zslkit.report.cards import load_results
+    from zslkit.report.cards import load_results, read_run
     from zslkit.report.results import record
     from zslkit.report.run_folder import changes_since
     from zslkit.report.tables import flat
     from zslkit.trainer import train
 
     folder = Path(config.output_dir)
+    own = code_of_kinds(config.model_dump()).get("own kinds")
+    earlier = (read_run(folder) or {}).get("code", {"own kinds": own}).get("own kinds")
     goes_on = (folder / "config.json").is_file() and not changes_since(folder, config)
+    goes_on &= earlier == own  # a cell may have been changed since
     run = train(config.model_copy(update={"resume": goes_on}))
     if run.facts.interrupted:
         raise KeyboardInterrupt
@@ -334,5 +340,7 @@ def _finished(config: RunConfig) -> dict[str, Any] | None:
         results = load_results(config.output_dir)
     except FileNotFoundError:
         return None
-    known = results["config"], results.get("code", {}).get("sha256")
-    return results if known == (portable(config.model_dump(mode="json")), SOURCES) else None
+    settings, code = config.model_dump(mode="json"), results.get("code", {})
+    own = {name: code[name] for name in ("own kinds",) if name in code}
+    known = results["config"], code.get("sha256"), own
+    return results if known == (portable(settings), SOURCES, code_of_kinds(settings)) else None

@@ -13,11 +13,11 @@ from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.cache import tower_features
 from zslkit.data.pairs import open_pairs
 from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
+from zslkit.data.words import duplicate_share
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.weights import fingerprint
 from zslkit.objective import Embedded
 from zslkit.training import dist
-from zslkit.training.coach import duplicate_share
 from zslkit.training.trust import clean_probability, pair_losses
 
 
