@@ -47,6 +47,10 @@ TARGETS = [
 ]  # fmt: skip
 DOTS = {name: {"value": v, "low": v - 0.1, "high": v + 0.2} for name, v in (("a", 0.3), ("b", 0.5))}
 RELIABILITY = {"ece": 0.25, "bins": [{"confidence": 0.3, "accuracy": 0.5, "n": 4}]}
+BARS = {
+    "a": {"value": 0.2, "low": 0.1, "high": 0.3},
+    "b": {"value": 0.4, "low": 0.3, "high": 0.6},
+}
 ABSTENTION = ([0.25, 1.0], [0.0, 0.5], 0.375)
 PREDICTIONS = [[("cat", 0.9, 0.7), ("$dog$", 0.1, 0.3)]] * 3
 
@@ -55,7 +59,7 @@ def draw_all():
     return {
         "pairs": pair_grid(IMAGES, CAPTIONS, columns=2),
         "curves": learning_curves(HISTORY),
-        "bars": hit_bars(["a", "b"], [0.2, 0.4], [(0.1, 0.3), (0.3, 0.6)], chance=0.05),
+        "bars": hit_bars(BARS, chance=0.05),
         "targets": target_matrix(torch.eye(3), CAPTIONS, CAPTIONS),
         "predictions": prediction_grid(IMAGES, PREDICTIONS, ["cat", ("$dog$", "x"), ()]),
         "softness": target_curves(TARGETS, 8),
@@ -124,7 +128,7 @@ def test_hit_bars_are_percentages_with_their_intervals():
 
 
 def test_hit_bars_without_intervals_and_with_no_hit_at_all():
-    axes = hit_bars(["a"], [0.0], quantity="recall@10").axes[0]
+    axes = hit_bars({"a": 0.0}, quantity="recall@10").axes[0]
     assert axes.get_xlabel() == "recall@10 (%)"
     assert axes.get_xlim()[1] > 0
     assert not axes.lines

@@ -184,3 +184,25 @@ def target_matrix(
         texts = [plain_text(text, 24, lines=1) for text in column_labels]
         axes.set_xticks(range(n_columns), texts, fontsize=7, rotation=45, ha="right")
     return figure
+
+
+def target_panels(panels: Mapping[str, Any], labels: Sequence[str] = ()) -> Figure:
+    """Map soft targets (B, N) of one batch side by side, such as at several temperatures.
+
+    All panels share the colour scale, 0 to 1; ``labels`` word the captions below.
+    """
+    figure = new_figure(WIDTH, WIDTH / max(2, len(panels)) + (1.1 if labels else 0.5))
+    columns = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    for axes, (title, targets) in zip(columns, panels.items(), strict=True):
+        targets = np.asarray(targets, dtype=float)
+        shown = axes.imshow(targets, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(plain_text(title, 40), fontsize=9)
+        axes.set_xlabel("caption")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if labels:
+            texts = [plain_text(text, 22, lines=1) for text in labels]
+            axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=60, ha="right")
+    columns[0].set_ylabel("image")
+    figure.colorbar(shown, ax=columns, label="target probability", shrink=0.8)
+    return figure

@@ -23,6 +23,8 @@ from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
 from .index import describe as describe
 from .index import write_index as write_index
+from .notebook import SECTIONS as SECTIONS
+from .notebook import Settings as Settings
 from .notebook import read_count as read_count
 from .notebook import read_list as read_list
 from .notebook import read_parameters as read_parameters
@@ -45,6 +47,7 @@ from .runner import declared as declared
 from .runner import follow as follow
 from .runner import run_notebook as run_notebook
 from .sweep import OBJECTIVES as OBJECTIVES
+from .sweep import run_folder as run_folder
 from .sweep import run_sweep as run_sweep
 from .sweep import summarise as summarise
 from .sweep import summarise_noise as summarise_noise
