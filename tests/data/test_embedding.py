@@ -1,11 +1,14 @@
 """One policy for images that cannot be read: left out, and named."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from zslkit.data.embedding import Photos, embed_batches, in_blocks
+from zslkit.data.embedding import Photos, embed_batches, in_blocks, readable_pairs
+from zslkit.data.pairs import Pair
 
 
 def brightness(pixels):
@@ -44,6 +47,12 @@ def test_what_cannot_be_read_is_left_out_and_named(photos, workers):
 def test_images_without_a_file_are_named_by_their_number(photos):
     assert len(photos) == 5
     assert photos.keys[2:4] == ["image 2", "image 3"]
+
+
+def test_pairs_to_look_at_are_those_that_can_be_read(photos):
+    pairs = [Pair(key, ("",), None, partial(photos.read_pixels, i))
+             for i, key in enumerate(photos.keys)]  # fmt: skip
+    assert [pair.key for pair in readable_pairs(pairs, [3, 1, 2, 4])] == ["image 3", "image 2"]
 
 
 def test_blocks_cover_all_positions_once():

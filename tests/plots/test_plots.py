@@ -28,6 +28,7 @@ from zslkit.plots.training import (
     learning_curves,
     target_curves,
     target_matrix,
+    target_panels,
 )
 
 IMAGES = [
@@ -134,6 +135,26 @@ def test_hit_bars_without_intervals_and_with_no_hit_at_all():
     assert not axes.lines
 
 
+def test_panels_of_targets_share_one_scale():
+    figure = target_panels({"T = 0.1": np.eye(2), "T = 1": np.full((2, 2), 0.5)}, ["a", "$b$"])
+    cold, hot, bar = figure.axes
+    assert cold.images[0].get_clim() == hot.images[0].get_clim() == (0, 1)
+    assert np.array_equal(hot.images[0].get_array(), np.full((2, 2), 0.5))
+    assert [label.get_text() for label in hot.get_xticklabels()] == ["a", r"\$b\$"]
+    assert hot.get_title() == "T = 1"
+    assert bar.get_ylabel() == "target probability"
+
+
+def test_figures_follow_a_dark_theme_unless_they_hold_photos():
+    figures = draw_all()
+    for name in ("pairs", "predictions"):
+        assert figures[name]._repr_html_() is None
+    for name in figures.keys() - {"pairs", "predictions"}:
+        page = figures[name]._repr_html_()
+        assert '[data-jp-theme-light="false"] img.zslkit-figure' in page
+        assert 'src="data:image/png;base64,' in page
+
+
 def test_target_matrix_keeps_rows_as_images():
     targets = np.arange(6).reshape(2, 3) / 10
     axes, bar = target_matrix(targets).axes
@@ -156,7 +177,11 @@ def test_predictions_tick_the_true_class():
 def test_interval_curves_draw_points_limits_and_a_second_axis():
     points = [{"value": v, "low": v - 0.1, "high": v + 0.2} for v in (0.3, 0.5)]
     figure = interval_curves(
-        [0.01, 0.1], {"w 0.5": points}, {"one-hot": 0.4}, [1.0, 2.0], ("T", "hit@1", "entropy")
+        [0.01, 0.1],
+        {"w 0.5": points},
+        {"one-hot": {"value": 0.4}},
+        [{"value": 1.0}, {"value": 2.0}],
+        ("T", "hit@1", "entropy"),
     )
     left, right = figure.axes
     line = left.containers[0].lines[0]

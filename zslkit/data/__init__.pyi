@@ -30,6 +30,7 @@ from .embedding import ImageVectors as ImageVectors
 from .embedding import Photos as Photos
 from .embedding import embed_batches as embed_batches
 from .embedding import in_blocks as in_blocks
+from .embedding import readable_pairs as readable_pairs
 from .files import find_files as find_files
 from .files import portable as portable
 from .files import project_root as project_root

@@ -4,7 +4,7 @@ They are left out and named, never replaced and never fatal by themselves; whoev
 rest holds their number against a limit with :func:`~zslkit.data.sampling.check_broken`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,18 @@ def embed_batches(
     for batch in read_batches(images, batches, transform, workers):
         vectors = encode(batch.pixels.to(device)) if len(batch.indices) else None
         yield ImageVectors(batch.indices.numpy(), vectors, tuple(batch.broken))
+
+
+def readable_pairs(pairs: Sequence, rows: Iterable[int]) -> list:
+    """Give those of some pairs whose image can be read, to be looked at."""
+
+    def is_readable(pair: Any) -> bool:
+        try:
+            return pair.pixels is not None  # kept by the pair
+        except BrokenImageError:
+            return False
+
+    return [pair for pair in (pairs[row] for row in rows) if is_readable(pair)]
 
 
 def in_blocks(n: int, size: int) -> list[np.ndarray]:

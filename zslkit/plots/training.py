@@ -97,14 +97,14 @@ def held_out_curve(history: Sequence[Mapping[str, float]]) -> Figure | None:
 def interval_curves(
     x: Sequence[float],
     curves: Mapping[str, Sequence[Mapping[str, float]]],
-    limits: Mapping[str, float],
-    second: Sequence[float],
+    limits: Mapping[str, Mapping[str, float]],
+    second: Sequence[Mapping[str, float]],
     labels: tuple[str, str, str],
 ) -> Figure:
     """Draw fractions with intervals over a logarithmic x, limits across, and a second quantity.
 
-    Each point of a curve is a mapping with value, low and high; ``second`` has its own axis on
-    the right. ``labels`` name x, the fractions (in percent) and the second quantity.
+    All are estimates, mappings with a value and, on the curves, low and high; ``second`` has its
+    own axis on the right. ``labels`` name x, the fractions (in percent) and the second quantity.
     """
     figure = new_figure(WIDTH * 0.85, 4.2)
     axes = figure.subplots()
@@ -114,13 +114,13 @@ def interval_curves(
         )
         style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
         axes.errorbar(x, value, np.abs([low - value, high - value]), **style)
-    for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
-        axes.axhline(100 * value, color="black", ls=style, lw=1, label=name)
+    for (name, limit), style in zip(limits.items(), (":", "-."), strict=False):
+        axes.axhline(100 * limit["value"], color="black", ls=style, lw=1, label=name)
     axes.set(xscale="log", xlabel=labels[0], ylabel=plain_text(f"{labels[1]} (%)", 36))
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.minorticks_off()
     right = axes.twinx()
-    right.plot(x, second, color="grey", ls="--", label=labels[2])
+    right.plot(x, [point["value"] for point in second], color="grey", ls="--", label=labels[2])
     right.set_ylabel(labels[2], color="dimgrey")
     axes.spines["top"].set_visible(False)
     right.spines["top"].set_visible(False)
