@@ -44,7 +44,12 @@ def test_what_papermill_passes_as_text_gets_the_declared_type():
 
 
 def test_none_may_be_a_text():
-    assert begin("sizes = 'null'\nsize = 'None'")[1]["sizes"] is None
+    own = begin("sizes = 'null'\nsize = 'None'\nrun_dir = 'None'")[1]
+    assert own["sizes"] is own["size"] is own["run_dir"] is None
+
+
+def test_none_may_be_a_word_of_its_own():
+    assert start(['weights: str = "none"  # of towers', START])[1] == {"weights": "none"}
 
 
 @pytest.mark.parametrize(

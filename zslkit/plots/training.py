@@ -201,7 +201,7 @@ def target_panels(panels: Mapping[str, Any], labels: Sequence[str] = ()) -> Figu
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if labels:
-            texts = [plain_text(text, 22, lines=1) for text in labels]
+            texts = [plain_text(text, 30, lines=1) for text in labels]
             axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=60, ha="right")
     columns[0].set_ylabel("image")
     figure.colorbar(shown, ax=columns, label="target probability", shrink=0.8)

@@ -75,8 +75,11 @@ def _config_of(run_dir: str) -> RunConfig:
 
 def _typed(name: str, kind: str, value: Any) -> Any:
     """Read a value of a declared type, as papermill passes it: as itself or as its text."""
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+    if value is None or (kind != "str" and str(value).lower() in ("none", "null")):
         return None
+    if kind == "str | None" and value in ("None", "null"):
+        return None
+    kind = kind.removesuffix(" | None")
     if kind == "list":
         return read_list({name: value}, name)
     if kind == "str" and not isinstance(value, bool | list | dict):
@@ -217,7 +220,10 @@ def _declared(cells: Sequence[str]) -> dict[str, str]:
     for source in cells:
         if _begins(source):
             break
-        types |= {name: kind for name, kind, _ in _assignments(source) if kind}
+        for name, kind, value in _assignments(source):
+            if kind:  # a text "none" may mean something, but not where nothing is the default
+                nothing = kind == "str" and ast.unparse(value) == "None"
+                types[name] = f"{kind} | None" if nothing else kind
     return types
 
 
