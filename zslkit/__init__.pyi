@@ -23,6 +23,9 @@ from .data.cache import embed as embed
 from .data.files import project_root as project_root
 from .data.manifests import Manifest as Manifest
 from .data.manifests import load_manifest as load_manifest
+from .data.named import held_out_pairs as held_out_pairs
+from .data.named import labelled_images as labelled_images
+from .data.named import training_pairs as training_pairs
 from .data.pairs import Pairs as Pairs
 from .data.pairs import open_pairs as open_pairs
 from .encoders.dual import DualEncoder as DualEncoder
@@ -38,6 +41,7 @@ from .losses import sigmoid_loss as sigmoid_loss
 from .objective import contrastive as contrastive
 from .objective import soft_target as soft_target
 from .objective import soft_targets as soft_targets
+from .report import notebook as notebook
 from .report.notebook import read_count as read_count
 from .report.notebook import read_list as read_list
 from .report.notebook import read_parameters as read_parameters

@@ -2,6 +2,7 @@
 
 from . import audit as audit
 from . import cache as cache
+from . import embedding as embedding
 from . import files as files
 from . import images as images
 from . import kinds as kinds
@@ -9,6 +10,7 @@ from . import ledger as ledger
 from . import listing as listing
 from . import locks as locks
 from . import manifests as manifests
+from . import named as named
 from . import pairs as pairs
 from . import sampling as sampling
 from . import schema as schema
@@ -29,6 +31,11 @@ from .audit import score_pairs as score_pairs
 from .cache import Embeddings as Embeddings
 from .cache import embed as embed
 from .cache import tower_features as tower_features
+from .embedding import ImageVectors as ImageVectors
+from .embedding import Photos as Photos
+from .embedding import embed_batches as embed_batches
+from .embedding import in_blocks as in_blocks
+from .embedding import readable_pairs as readable_pairs
 from .files import find_files as find_files
 from .files import portable as portable
 from .files import project_root as project_root
@@ -49,6 +56,9 @@ from .locks import locked as locked
 from .manifests import Manifest as Manifest
 from .manifests import list_manifests as list_manifests
 from .manifests import load_manifest as load_manifest
+from .named import held_out_pairs as held_out_pairs
+from .named import labelled_images as labelled_images
+from .named import training_pairs as training_pairs
 from .pairs import Pair as Pair
 from .pairs import Pairs as Pairs
 from .pairs import open_pairs as open_pairs

@@ -25,6 +25,8 @@ from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
 from .index import describe as describe
 from .index import write_index as write_index
+from .notebook import SECTIONS as SECTIONS
+from .notebook import Settings as Settings
 from .notebook import read_count as read_count
 from .notebook import read_list as read_list
 from .notebook import read_parameters as read_parameters
@@ -52,6 +54,7 @@ from .runner import follow as follow
 from .runner import run_notebook as run_notebook
 from .sweep import OBJECTIVES as OBJECTIVES
 from .sweep import Objective as Objective
+from .sweep import folder_of_run as folder_of_run
 from .sweep import read_objectives as read_objectives
 from .sweep import run_sweep as run_sweep
 from .sweep import summarise as summarise

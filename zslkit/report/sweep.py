@@ -224,15 +224,16 @@ def _rows_of(table, metric: str):
     return table[table["metric"] == metric]
 
 
-def _folder(base: RunConfig, name: str, seed: int) -> str:
+def folder_of_run(base: RunConfig, name: str, seed: int) -> str:
+    """Name the folder of a sweep's run, for :func:`zslkit.load_run`."""
     return f"{base.output_dir}/{re.sub(r'[^a-zA-Z0-9_.]+', '-', name)}/seed-{seed}"
 
 
 def _configure(base: RunConfig, variants: Mapping, name: str, seed: int) -> RunConfig:
     """Build the configuration of one run."""
-    changes = {**variants[name], "seed": seed, "output_dir": _folder(base, name, seed)}
+    changes = {**variants[name], "seed": seed, "output_dir": folder_of_run(base, name, seed)}
     if changes.get("teacher_run") in variants:
-        changes["teacher_run"] = _folder(base, changes["teacher_run"], seed)
+        changes["teacher_run"] = folder_of_run(base, changes["teacher_run"], seed)
     if base.threads is None and not _accelerated(base):
         changes["threads"] = 1
     return RunConfig.from_parameters(changes, base=base)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.cache import tower_features
-from zslkit.data.pairs import open_pairs
+from zslkit.data.named import training_pairs
 from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
 from zslkit.data.words import duplicate_share
 from zslkit.encoders.dual import DualEncoder
@@ -62,14 +62,7 @@ class TrainingData:
                 f"batch_size={config.batch_size} must be a multiple of the number of processes, "
                 f"{dist.world_size()}"
             )
-        self.pairs = open_pairs(
-            config.manifest,
-            config.train_split,
-            data_root=config.data_root,
-            caption_noise=config.caption_noise,
-            seed=config.seed,
-            max_pairs=config.max_pairs,
-        )
+        self.pairs = training_pairs(config)
         self.broken: tuple[str, ...] = ()
         self.image_features = self.text_features = None
         self.usable = np.arange(len(self.pairs))

@@ -12,7 +12,8 @@ from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
 from zslkit.data.kinds import SOFT_TARGETS
 from zslkit.data.pairs import Pairs
-from zslkit.evaluation.explore import embed_batch, target_table, teacher_of
+from zslkit.evaluation.explore import target_table, teacher_of
+from zslkit.evaluation.retrieval import embed_batch
 from zslkit.objective import soft_targets
 from zslkit.targets import target_agreement, target_statistics
 from zslkit.training.coach import judge_targets
