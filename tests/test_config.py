@@ -13,7 +13,6 @@ from zslkit.config import (
     RunSettings,
 )
 from zslkit.data.files import project_root
-from zslkit.data.named import labelled_images
 from zslkit.objective import soft_targets
 from zslkit.report.notebook import read_count, read_parameters
 from zslkit.training.device import autocast
@@ -172,4 +171,3 @@ def test_functions_of_one_section_take_it_alone():
     assert targets.diag().tolist() == pytest.approx([0.7, 0.7])
     assert build_teacher(torch.nn.Linear(1, 1), smooth) is None
     assert not autocast(OptimisationSettings(precision="float32"), torch.device("cpu"))._enabled
-    assert labelled_images(DataSettings()).class_names

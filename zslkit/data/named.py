@@ -1,6 +1,6 @@
 """The pairs and images that a configuration names: the one way to open them."""
 
-from zslkit.config import DataSettings, RunConfig
+from zslkit.config import RunConfig
 from zslkit.data.pairs import Pairs, open_pairs
 
 
@@ -52,7 +52,7 @@ def held_out_pairs(
 
 
 def labelled_images(
-    config: DataSettings, max_images: int | None = None, several: bool = False
+    config: RunConfig, max_images: int | None = None, several: bool = False
 ) -> Pairs:
     """Open the labelled images that a configuration names.
 
