@@ -43,7 +43,7 @@ def test_a_healthy_run_needs_no_advice():
             "entropy 4.15 of at most 4.16 nats",
         ),
         ({"target_agreement": -0.2}, {}, "inverted targets", "correlation -0.20"),
-        ({"contrastive_loss": 4.15}, {}, "nothing learnt", "(ln 64 = 4.16)"),
+        ({"contrastive_loss": 4.15}, {}, "nothing learnt", "guessing among 64 costs (4.16)"),
         ({"logit_scale": 99.9}, {}, "saturated scale", "upper limit, 100"),
     ],
 )
