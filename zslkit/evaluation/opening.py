@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 
+from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import DualEncoder, build_dual_encoder
 from zslkit.objective import Embedded
-from zslkit.teacher import build_teacher
 from zslkit.training.batches import TrainingBatch, TrainingData, encode
 from zslkit.training.device import autocast, choose_device, repeatable
 
