@@ -295,18 +295,23 @@ def test_embedding_writes_unit_vectors_with_their_rows(run_dir, tmp_path, tiny_s
     torch.testing.assert_close(tensors["embeddings"].norm(dim=1), torch.ones(32))
 
 
-def test_an_interrupted_training_exits_130_and_goes_on(tiny_settings, tmp_path, monkeypatch):
-    def press_ctrl_c(run, row):
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138)]
+)
+def test_a_stopped_training_exits_as_its_signal_says_and_goes_on(
+    tiny_settings, tmp_path, monkeypatch, name, code
+):
+    def send(run, row):
         if row["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), getattr(signal, name))
 
     with monkeypatch.context() as patch:
-        patch.setattr(zslkit.trainer, "train", lambda config: train(config, [press_ctrl_c]))
-        output = run_line("train", *options_of(tiny_settings, tmp_path), code=130)
+        patch.setattr(zslkit.trainer, "train", lambda config: train(config, [send]))
+        output = run_line("train", *options_of(tiny_settings, tmp_path), code=code)
     assert "stopped at step 2; go on with --resume" in output
     assert not (tmp_path / "results.json").exists()
     run_line("train", *options_of(tiny_settings, tmp_path), "--resume", "true")
-    assert load_run(tmp_path).record["steps"] == 4
+    assert load_run(tmp_path).facts.steps == 4
 
 
 def test_only_the_first_of_several_processes_reports(tiny_settings, tmp_path, monkeypatch):

@@ -16,12 +16,16 @@ from . import training as training
 from . import widgets as widgets
 from . import zeroshot as zeroshot
 from .checkpoint import Run as Run
+from .checkpoint import build_teacher as build_teacher
 from .checkpoint import load_run as load_run
 from .config import RunConfig as RunConfig
 from .data.cache import embed as embed
 from .data.files import project_root as project_root
 from .data.manifests import Manifest as Manifest
 from .data.manifests import load_manifest as load_manifest
+from .data.named import held_out_pairs as held_out_pairs
+from .data.named import labelled_images as labelled_images
+from .data.named import training_pairs as training_pairs
 from .data.pairs import Pairs as Pairs
 from .data.pairs import open_pairs as open_pairs
 from .encoders.dual import DualEncoder as DualEncoder
@@ -34,7 +38,10 @@ from .evaluation.registry import register_metric as register_metric
 from .losses import contrastive_loss as contrastive_loss
 from .losses import distillation_loss as distillation_loss
 from .losses import sigmoid_loss as sigmoid_loss
+from .objective import contrastive as contrastive
+from .objective import soft_target as soft_target
 from .objective import soft_targets as soft_targets
+from .report import notebook as notebook
 from .report.notebook import read_count as read_count
 from .report.notebook import read_list as read_list
 from .report.notebook import read_parameters as read_parameters
@@ -45,7 +52,6 @@ from .targets import progressive_targets as progressive_targets
 from .targets import sinkhorn as sinkhorn
 from .targets import teacher_targets as teacher_targets
 from .targets import transport_targets as transport_targets
-from .teacher import build_teacher as build_teacher
 from .trainer import train as train
 from .zeroshot.class_bank import build_class_bank as build_class_bank
 from .zeroshot.classifier import ZeroShotClassifier as ZeroShotClassifier

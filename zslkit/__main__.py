@@ -55,12 +55,12 @@ def train(config: RunConfig) -> None:
     from zslkit.training import dist
 
     run = run_training(config)
-    if run.record["interrupted"]:
-        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume")
-        raise typer.Exit(130)
+    if run.facts.interrupted:
+        typer.echo(f"stopped at step {run.facts.steps}; go on with --resume")
+        raise typer.Exit(128 + run.stopped_by)
     if dist.rank() > 0:  # one report is enough
         return
-    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.record))
+    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))
 
 
 @app.command(cls=Command)
@@ -216,6 +216,9 @@ def report(
     jobs: Annotated[Number, typer.Option(help="Notebooks at a time.", min=1)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Also run what is unchanged.")] = False,
     minutes: Annotated[float, typer.Option(help="Stop a notebook that takes longer.")] = 60,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Equal bits on other makers' processors, slower.")
+    ] = False,
 ) -> None:
     """Run the notebooks headlessly and write a page over their results; or compare results."""
     if context.invoked_subcommand:
@@ -225,7 +228,7 @@ def report(
     settings = notebooks / "report.json"  # parameters (sweeps are kept short) and order
     plan = json.loads(settings.read_text()) if settings.is_file() else {}
     paths = sorted(notebooks.glob("[0-9]*.ipynb"))
-    options = {"jobs": jobs, "fresh": fresh, "minutes": minutes}
+    options = {"jobs": jobs, "fresh": fresh, "minutes": minutes, "portable": portable}
     index, failed = build_report(paths, output_dir, plan, **options)
     typer.echo(index)
     if failed:

@@ -7,19 +7,31 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from zslkit.data.kinds import KINDS, SOFT_TARGETS
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
 
-SoftTargets = Literal["none", "label_smoothing", "teacher", "transport", "progressive"]
+
+class _Section(Strict):
+    """Settings that are read together; their functions say which section they read."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: Any) -> Any:
+        """Read "null" and "[1, 2]", as papermill passes them; refuse true as a number."""
+        annotation = str(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and "bool" not in annotation:
+            raise ValueError(f"must be {annotation}, not true or false")
+        if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
+            return None
+        if isinstance(value, str) and value.startswith("[") and "tuple" in annotation:
+            return as_list(value)
+        return value
 
 
-class RunConfig(Strict):
-    """Settings of one run; every field is a papermill parameter and a command-line option.
+class DataSettings(_Section):
+    """Which pairs and labelled images a run reads."""
 
-    The defaults are the ``toy`` preset: built-in data, small towers from scratch, CPU minutes.
-    """
-
-    # data
     manifest: str = "toy"
     """Pairs to train on: a name in data_manifests or the path of a manifest file."""
     data_root: str | None = None
@@ -41,7 +53,16 @@ class RunConfig(Strict):
     max_unreadable: float = Field(0.01, ge=0.0, le=1.0)
     """Share of unreadable images above which a run stops."""
 
-    # model
+    @field_validator("prompt_templates")
+    @classmethod
+    def _known_templates(cls, value: Any) -> Any:
+        find_templates(value)
+        return value
+
+
+class ModelSettings(_Section):
+    """Both towers and their projections."""
+
     image_encoder: str = "timm:test_byobnet"
     """torchvision:NAME or timm:NAME."""
     image_weights: str = "none"
@@ -67,11 +88,20 @@ class RunConfig(Strict):
     text_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the text features that enter the projection."""
 
-    # objective
-    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax (InfoNCE) or sigmoid (SigLIP), which learns a bias besides the scale."""
-    soft_targets: SoftTargets = "teacher"
-    """Kind of soft targets; none is plain InfoNCE."""
+    @model_validator(mode="after")
+    def _known_modes(self) -> "ModelSettings":
+        for name in ("image_tower", "text_tower"):
+            parse_tower_mode(getattr(self, name), name)
+        return self
+
+
+class ObjectiveSettings(_Section):
+    """The loss, its soft targets and the teacher that gives them."""
+
+    contrastive_loss: str = "softmax"
+    """softmax (InfoNCE), sigmoid (SigLIP), which learns a bias besides the scale, or your own."""
+    soft_targets: str = "teacher"
+    """none (plain InfoNCE), label_smoothing, teacher, transport, progressive, or your own."""
     contrastive_weight: float = Field(0.5, ge=0.0, le=1.0)
     """Share of the one-hot contrastive loss; distillation gets the rest."""
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
@@ -113,7 +143,30 @@ class RunConfig(Strict):
     max_logit_scale: float = Field(100.0, ge=1.0)
     """Learned scales are clamped to [1, max_logit_scale]."""
 
-    # optimisation
+    @field_validator("contrastive_loss", "soft_targets")
+    @classmethod
+    def _known_kind(cls, value: str, info: Any) -> str:
+        return KINDS[info.field_name][value].name
+
+    @model_validator(mode="after")
+    def _objective_fits_together(self) -> "ObjectiveSettings":
+        if self.teacher == "frozen" and self.teacher_run is None and self.needs_teacher:
+            raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
+        if self.logit_scale > self.max_logit_scale:
+            raise ValueError(
+                f"logit_scale={self.logit_scale} is above max_logit_scale={self.max_logit_scale}"
+            )
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether soft targets or pair weights come from a teacher."""
+        return self.pair_trust or SOFT_TARGETS[self.soft_targets].needs_teacher
+
+
+class OptimisationSettings(_Section):
+    """Batches, steps and how each changes the weights."""
+
     epochs: int = Field(16, ge=1)
     """Passes over the training pairs."""
     max_steps: int | None = Field(None, ge=1)
@@ -137,7 +190,18 @@ class RunConfig(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the device computes in it, float32 elsewhere."""
 
-    # run
+    @model_validator(mode="after")
+    def _batch_fits_together(self) -> "OptimisationSettings":
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation={self.accumulation} must divide batch_size={self.batch_size}"
+            )
+        return self
+
+
+class RunSettings(_Section):
+    """Where and how a run computes, and what it leaves."""
+
     seed: int = Field(0, ge=0)
     """Initial weights, data order, augmentation, caption noise."""
     output_dir: str = "reports/run"
@@ -146,6 +210,8 @@ class RunConfig(Strict):
     """Go on from the checkpoint in output_dir when there is one."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimizer steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The last checkpoints that stay, so that one can be damaged."""
     cache_dir: str | None = "reports/cache"
     """Embeddings of frozen towers; None: not kept."""
     device: str = "auto"
@@ -157,45 +223,15 @@ class RunConfig(Strict):
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard extra)."""
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _from_text(cls, value: Any, info: Any) -> Any:
-        """Read "null" and "[1, 2]", as papermill passes them; refuse true as a number."""
-        annotation = str(cls.model_fields[info.field_name].annotation)
-        if isinstance(value, bool) and "bool" not in annotation:
-            raise ValueError(f"must be {annotation}, not true or false")
-        if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
-            return None
-        if isinstance(value, str) and value.startswith("[") and "tuple" in annotation:
-            return as_list(value)
-        return value
 
-    @field_validator("prompt_templates")
-    @classmethod
-    def _known_templates(cls, value: Any) -> Any:
-        find_templates(value)
-        return value
+# pydantic takes the fields of the last base first: data, model, objective, optimisation, run
+class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSettings, DataSettings):
+    """Settings of one run; every field is a papermill parameter and a command-line option.
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "RunConfig":
-        for name in ("image_tower", "text_tower"):
-            parse_tower_mode(getattr(self, name), name)
-        if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"accumulation={self.accumulation} must divide batch_size={self.batch_size}"
-            )
-        if self.needs_teacher and self.teacher == "frozen" and self.teacher_run is None:
-            raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
-        if self.logit_scale > self.max_logit_scale:
-            raise ValueError(
-                f"logit_scale={self.logit_scale} is above max_logit_scale={self.max_logit_scale}"
-            )
-        return self
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether soft targets or pair weights come from a teacher."""
-        return self.pair_trust or self.soft_targets in ("teacher", "transport", "progressive")
+    The defaults are the ``toy`` preset: built-in data, small towers from scratch, CPU minutes.
+    Flat for whoever sets them; a function that reads one section asks for that section, and a
+    configuration is one.
+    """
 
     @classmethod
     def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from scipy import stats
@@ -38,13 +39,14 @@ def trained(tiny_settings, tmp_path_factory):
 
 def test_training_leaves_one_record_and_a_card(trained):
     stored = read_run(trained.run_dir)
-    assert stored["record"] == trained.record == load_run(trained.run_dir).record
+    assert stored["record"] == asdict(trained.facts)
+    assert trained.facts == load_run(trained.run_dir).facts
     assert stored.keys() >= {"config", "seed", "manifest_checksum", "code", "versions", "machine"}
     assert "metrics" not in stored
-    step = trained.record["seconds_per_step"]
-    assert 2 * step == pytest.approx(trained.record["train_seconds"], abs=0.02)
-    assert trained.record["images_per_second"] * step == pytest.approx(8, rel=0.01)  # a batch
-    assert trained.record["peak_memory_mib"]["resident"] > 100
+    step = trained.facts.seconds_per_step
+    assert 2 * step == pytest.approx(trained.facts.train_seconds, abs=0.02)
+    assert trained.facts.images_per_second * step == pytest.approx(8, rel=0.01)  # a batch
+    assert trained.facts.peak_memory_mib["resident"] > 100
     assert "| steps | 2 of 2 complete |" in (trained.run_dir / "card.md").read_text("utf-8")
 
 
@@ -52,7 +54,7 @@ def test_metrics_and_advice_join_the_card_of_their_run(trained):
     record({"hit@1": HIT}, trained.config, trained.run_dir, extra={"advice": ["Try | more."]})
     stored = read_run(trained.run_dir)
     assert stored["metrics"] == {"hit@1": HIT}
-    assert stored["record"] == trained.record | {"advice": ["Try | more."]}
+    assert stored["record"] == asdict(trained.facts) | {"advice": ["Try | more."]}
     text = (trained.run_dir / "card.md").read_text("utf-8")
     assert "| hit@1 | 50.0% | 40.0% to 60.0% | 80 | 5.0% |" in text
     assert "\n- Try \\| more.\n" in text

@@ -22,7 +22,7 @@ HIT = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 80, "chance": 0.05}
 
 def test_record_writes_everything_a_reader_needs(tmp_path):
     config = RunConfig(seed=7)
-    figures = {"bars": hit_bars(["a"], [0.5])}
+    figures = {"bars": hit_bars({"a": 0.5})}
     folder = tmp_path / "deep" / "03_train"
     path = record({"hit@1": HIT}, config, folder, figures=figures, extra={"broken": ["x.jpg"]})
     assert path == folder / "results.json"
@@ -67,7 +67,7 @@ def test_a_metric_that_is_no_finite_number_is_refused(tmp_path, bad):
 
 def test_a_figure_name_is_no_path(tmp_path):
     with pytest.raises(ValueError, match=r"letters, digits, _ and -, not \['../bars'\]"):
-        record({}, {}, tmp_path, figures={"../bars": hit_bars(["a"], [0.5])})
+        record({}, {}, tmp_path, figures={"../bars": hit_bars({"a": 0.5})})
 
 
 def test_published_figures_are_fractions_with_their_source():
@@ -125,7 +125,7 @@ def page(tmp_path_factory):
         (folder / f"{name}.html").touch()
     (folder / "01_run").mkdir()
     write_card(folder / "01_run", run_of(train_split="<i>train</i>"))
-    figures = {f"bars_{number}": hit_bars(["a"], [0.5]) for number in range(5)}
+    figures = {f"bars_{number}": hit_bars({"a": 0.5}) for number in range(5)}
     extra = {"advice": ["Look at <b>this</b>."]}
     record({"<b> hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
     (folder / "01_run" / "bars_1.png").unlink()  # someone has tidied up

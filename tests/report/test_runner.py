@@ -57,7 +57,7 @@ def built(tmp_path_factory):
         "import os, sys\n"
         "from zslkit import plots, report\n"
         "assert executable == sys.executable\n"
-        "figure = plots.hit_bars(['a'], [0.5])\n"
+        "figure = plots.hit_bars({'a': 0.5})\n"
         "metrics = {'hit': 0.25 * factor, 'threads': int(os.environ['OMP_NUM_THREADS'])}\n"
         "report.record(metrics, {'seed': 1}, output_dir, figures={'bars': figure})\n"
         "figure",

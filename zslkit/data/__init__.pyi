@@ -2,14 +2,20 @@
 
 from . import audit as audit
 from . import cache as cache
+from . import embedding as embedding
 from . import files as files
 from . import images as images
+from . import kinds as kinds
 from . import ledger as ledger
 from . import listing as listing
+from . import locks as locks
 from . import manifests as manifests
+from . import named as named
 from . import pairs as pairs
 from . import sampling as sampling
 from . import schema as schema
+from . import sealed as sealed
+from . import signals as signals
 from . import source as source
 from . import strict as strict
 from . import toy as toy
@@ -25,6 +31,11 @@ from .audit import score_pairs as score_pairs
 from .cache import Embeddings as Embeddings
 from .cache import embed as embed
 from .cache import tower_features as tower_features
+from .embedding import ImageVectors as ImageVectors
+from .embedding import Photos as Photos
+from .embedding import embed_batches as embed_batches
+from .embedding import in_blocks as in_blocks
+from .embedding import readable_pairs as readable_pairs
 from .files import find_files as find_files
 from .files import portable as portable
 from .files import project_root as project_root
@@ -41,9 +52,13 @@ from .ledger import read_listing as read_listing
 from .ledger import summarise_ledger as summarise_ledger
 from .ledger import write_ledger as write_ledger
 from .listing import list_sets as list_sets
+from .locks import locked as locked
 from .manifests import Manifest as Manifest
 from .manifests import list_manifests as list_manifests
 from .manifests import load_manifest as load_manifest
+from .named import held_out_pairs as held_out_pairs
+from .named import labelled_images as labelled_images
+from .named import training_pairs as training_pairs
 from .pairs import Pair as Pair
 from .pairs import Pairs as Pairs
 from .pairs import open_pairs as open_pairs
@@ -55,6 +70,10 @@ from .sampling import epoch_order as epoch_order
 from .sampling import iterate_batches as iterate_batches
 from .sampling import n_batches as n_batches
 from .sampling import read_batches as read_batches
+from .sealed import damage as damage
+from .sealed import seal as seal
+from .signals import Stop as Stop
+from .signals import interruptible as interruptible
 from .toy import COMBINATIONS as COMBINATIONS
 from .toy import PALETTE as PALETTE
 from .toy import SUPERSAMPLING as SUPERSAMPLING

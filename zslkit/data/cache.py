@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.data.embedding import ImageVectors, embed_batches, in_blocks
 from zslkit.data.files import whole, write_json
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.image import ImageTransform
@@ -80,19 +81,25 @@ def embed(
         broken = json.loads(path.with_suffix(".json").read_text())["broken"]
         return Embeddings(_open(path), tuple(broken))
     if image_size is None:
-        chunks = _texts(items, batch_size)
+        chunks = _texts(tower, items, batch_size)
     else:
-        chunks = _images(items, image_size, batch_size, workers)
+        chunks = embed_batches(
+            tower,
+            items,
+            in_blocks(len(items), batch_size),
+            transform=ImageTransform(image_size, train=False),
+            device=device,
+            workers=workers,
+        )
     rows = np.zeros((len(items), tower.feature_dim), dtype=np.float32)
     broken: list[str] = []
     training = tower.training
     tower.to(device).eval()
     bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2, disable=None)
     with torch.inference_mode(), bar:
-        for indices, inputs, unreadable in chunks:
-            if len(indices):
-                inputs = inputs.to(device) if isinstance(inputs, Tensor) else inputs
-                rows[indices] = tower(inputs).float().cpu().numpy()
+        for indices, vectors, unreadable in chunks:
+            if vectors is not None:
+                rows[indices] = vectors.float().cpu().numpy()
             broken.extend(unreadable)
             bar.update(len(indices) + len(unreadable))
     tower.train(training)
@@ -127,27 +134,12 @@ def tower_features(
     )
 
 
-def _texts(texts: Sequence[str], batch_size: int) -> Iterator[tuple]:
+def _texts(tower: nn.Module, texts: Sequence[str], batch_size: int) -> Iterator[ImageVectors]:
     """Batch texts of similar length: padding would be most of the work otherwise."""
     order = np.argsort([len(text) for text in texts], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, [texts[i] for i in rows], ()
-
-
-def _images(pairs, image_size: int, batch_size: int, workers: int) -> Iterator[tuple]:
-    from zslkit.data.sampling import iterate_batches
-
-    batches = iterate_batches(
-        pairs,
-        min(batch_size, len(pairs)),
-        transform=ImageTransform(image_size, train=False),
-        shuffle=False,
-        drop_last=False,
-        workers=workers,
-    )
-    for batch in batches:
-        yield batch.indices.numpy(), batch.pixels, batch.broken
+        yield ImageVectors(rows, tower([texts[i] for i in rows]), ())
 
 
 def _hash(texts: Sequence[str]) -> str:

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from zslkit.data.embedding import ImageVectors, embed_batches
 from zslkit.data.files import whole, write_json
 from zslkit.data.pairs import Pairs
-from zslkit.data.sampling import check_broken, read_batches
+from zslkit.data.sampling import check_broken
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.weights import fingerprint
 from zslkit.training import dist
@@ -125,11 +126,11 @@ def rank_images(
     with bar:
         for part, batches in _embedded(model, pairs, todo, batch_size, workers):
             rows, broken, embeddings = [], [], [nothing]
-            for batch, vectors in batches:
-                rows.append(batch.indices.numpy())
+            for batch in batches:
+                rows.append(batch.rows)
                 broken.extend(batch.broken)
-                embeddings.extend(vectors)
-                bar.update(len(batch.indices) + len(batch.broken))
+                embeddings.extend([] if batch.vectors is None else [batch.vectors])
+                bar.update(len(batch.rows) + len(batch.broken))
             rows, embeddings = np.concatenate(rows), torch.cat(embeddings)
             found = {
                 name: Ranking(
@@ -147,23 +148,23 @@ def rank_images(
 
 def _embedded(
     model: DualEncoder, pairs: Pairs, todo: Sequence[tuple], batch_size: int, workers: int
-) -> Iterator[tuple[Path, Iterator[tuple]]]:
+) -> Iterator[tuple[Path, Iterator[ImageVectors]]]:
     """Read and embed blocks of images in one stream, so that readers never wait for a block."""
-    device = next(model.parameters()).device
     batches = [
         [block[start : start + batch_size] for start in range(0, len(block), batch_size)]
         for _, block in todo
     ]
     every = [rows for block in batches for rows in block]
-    stream = read_batches(pairs, every, model.image_transform(train=False), workers)
-
-    def take(n: int) -> Iterator[tuple]:
-        for batch in itertools.islice(stream, n):
-            pixels = batch.pixels.to(device)
-            yield batch, [model.encode_image(pixels)] if len(batch.indices) else []
-
+    stream = embed_batches(
+        model.encode_image,
+        pairs,
+        every,
+        transform=model.image_transform(train=False),
+        device=next(model.parameters()).device,
+        workers=workers,
+    )
     for (part, _), block in zip(todo, batches, strict=True):
-        yield part, take(len(block))
+        yield part, itertools.islice(stream, len(block))
 
 
 def _asked_here(asked: Any, rows: np.ndarray, embeddings: Tensor, bank: ClassBank) -> Tensor:

@@ -98,8 +98,8 @@ def held_out_curve(history: Sequence[Mapping[str, float]]) -> Figure | None:
 def interval_curves(
     x: Sequence[float],
     curves: Mapping[str, Sequence[Mapping[str, float]]],
-    limits: Mapping[str, float],
-    second: Sequence[float],
+    limits: Mapping[str, Mapping[str, float]],
+    second: Sequence[Mapping[str, float]],
     labels: tuple[str, str, str],
     unit: str = "%",
 ) -> Figure:
@@ -118,13 +118,13 @@ def interval_curves(
         )
         style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
         axes.errorbar(x, value, np.abs([low - value, high - value]), **style)
-    for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
-        axes.axhline(factor * value, color="black", ls=style, lw=1, label=name)
+    for (name, limit), style in zip(limits.items(), (":", "-."), strict=False):
+        axes.axhline(factor * limit["value"], color="black", ls=style, lw=1, label=name)
     axes.set(xscale="log", xlabel=labels[0], ylabel=plain_text(with_unit(labels[1], unit), 36))
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.minorticks_off()
     right = axes.twinx()
-    right.plot(x, second, color="grey", ls="--", label=labels[2])
+    right.plot(x, [point["value"] for point in second], color="grey", ls="--", label=labels[2])
     right.set_ylabel(labels[2], color="dimgrey")
     axes.spines["top"].set_visible(False)
     right.spines["top"].set_visible(False)
@@ -192,4 +192,26 @@ def target_matrix(
     if column_labels:
         texts = [plain_text(text, 24, lines=1) for text in column_labels]
         axes.set_xticks(range(n_columns), texts, fontsize=7, rotation=45, ha="right")
+    return figure
+
+
+def target_panels(panels: Mapping[str, Any], labels: Sequence[str] = ()) -> Figure:
+    """Map soft targets (B, N) of one batch side by side, such as at several temperatures.
+
+    All panels share the colour scale, 0 to 1; ``labels`` word the captions below.
+    """
+    figure = new_figure(WIDTH, WIDTH / max(2, len(panels)) + (1.1 if labels else 0.5))
+    columns = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    for axes, (title, targets) in zip(columns, panels.items(), strict=True):
+        targets = np.asarray(targets, dtype=float)
+        shown = axes.imshow(targets, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(plain_text(title, 40), fontsize=9)
+        axes.set_xlabel("caption")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if labels:
+            texts = [plain_text(text, 30, lines=1) for text in labels]
+            axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=60, ha="right")
+    columns[0].set_ylabel("image")
+    figure.colorbar(shown, ax=columns, label="target probability", shrink=0.8)
     return figure

@@ -9,6 +9,7 @@ from . import options as options
 from . import provenance as provenance
 from . import reproduction as reproduction
 from . import results as results
+from . import run_folder as run_folder
 from . import runner as runner
 from . import sweep as sweep
 from . import tables as tables
@@ -24,6 +25,8 @@ from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
 from .index import describe as describe
 from .index import write_index as write_index
+from .notebook import SECTIONS as SECTIONS
+from .notebook import Settings as Settings
 from .notebook import read_count as read_count
 from .notebook import read_list as read_list
 from .notebook import read_parameters as read_parameters
@@ -40,6 +43,9 @@ from .reproduction import reproduce as reproduce
 from .results import PUBLISHED as PUBLISHED
 from .results import Published as Published
 from .results import record as record
+from .run_folder import RunFacts as RunFacts
+from .run_folder import changes_since as changes_since
+from .run_folder import read_history as read_history
 from .runner import Job as Job
 from .runner import Report as Report
 from .runner import build_report as build_report
@@ -48,6 +54,7 @@ from .runner import follow as follow
 from .runner import run_notebook as run_notebook
 from .sweep import OBJECTIVES as OBJECTIVES
 from .sweep import Objective as Objective
+from .sweep import folder_of_run as folder_of_run
 from .sweep import read_objectives as read_objectives
 from .sweep import run_sweep as run_sweep
 from .sweep import summarise as summarise

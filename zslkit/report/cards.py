@@ -7,6 +7,7 @@ from typing import Any
 
 from zslkit.config import RunConfig
 from zslkit.data.files import portable, write_json, write_text
+from zslkit.data.kinds import KINDS
 from zslkit.report.tables import (
     ESTIMATE,
     Table,
@@ -88,19 +89,28 @@ def _training(config: Mapping[str, Any], record: Mapping[str, Any]) -> Table:
 
 
 def _objective(config: Mapping[str, Any]) -> str:
-    words = {"softmax": "InfoNCE", "sigmoid": "SigLIP"}[config["contrastive_loss"]]
-    if config["soft_targets"] != "none":
-        kind = config["soft_targets"].replace("_", " ")
-        words = f"{config['contrastive_weight']:g} {words}, the rest towards {kind} targets"
+    words = _kind_words("contrastive_loss", config)
+    if targets := _kind_words("soft_targets", config):
+        words = f"{config['contrastive_weight']:g} {words}, the rest towards {targets}"
     return words + ", pairs weighed by the teacher's trust" * config["pair_trust"]
+
+
+def _kind_words(setting: str, config: Mapping[str, Any]) -> str:
+    """Word a kind; one that another process defined is known here by its name only."""
+    import zslkit.targets  # late, it needs torch; it imports the losses  # noqa: F401
+
+    kind = KINDS[setting].get(config[setting])
+    return kind.words if kind else f"{config[setting]} (not of zslkit)"
 
 
 def _origin(run: Mapping[str, Any]) -> Table:
     code, computer = run["code"], run["machine"]
     commit = f"commit {code['commit'][:12]}" if code["commit"] else "no git commit"
     changes = " with changes" if code["dirty"] else ""
+    own = f", {code['own kinds']}" if "own kinds" in code else ""
+    sources = f"sources {code['sha256'][:12]}{own}"
     return [
-        ["code", f"zslkit {code['version']}, {commit}{changes}, sources {code['sha256'][:12]}"],
+        ["code", f"zslkit {code['version']}, {commit}{changes}, {sources}"],
         ["packages", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
         ["machine", "{platform}, {cores} cores, {device} ({cpu_capability}), threads: {threads}"
                     .format(**computer)],

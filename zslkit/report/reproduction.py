@@ -115,7 +115,9 @@ def _jobs_again(recorded, folder: Path, notebooks: Path, changes) -> dict[str, J
         parameters |= {key: changes[key] for key in changes if key in declared[name]}
         parameters |= {"output_dir": (folder / name).as_posix()}
         missing += [f"{key}={value!r}" for key, value in parameters.items() if "…/" in str(value)]
-        jobs[name] = Job(sources[name], folder / f"{name}.ipynb", folder / name, parameters)
+        held = results["machine"].get("numerics") == "portable"
+        target = folder / f"{name}.ipynb"
+        jobs[name] = Job(sources[name], target, folder / name, parameters, portable=held)
     if missing:
         raise ValueError(
             f"{', '.join(dict.fromkeys(missing))}: outside the project, so that only the last "

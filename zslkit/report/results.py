@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def record(
     output_dir: str | Path,
     *,
     figures: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    extra: Any = None,
     notebook: str | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -66,8 +67,8 @@ def record(
         last part.
     figures : mapping, optional
         Names to Figures, saved as ``NAME.png``.
-    extra : mapping, optional
-        Anything that JSON holds.
+    extra : mapping or dataclass, optional
+        Anything that JSON holds, such as a run's ``facts``.
     notebook, parameters : str and mapping, optional
         The notebook's name and what it was given: with them the results can be reproduced.
         Parameters that are None are left out.
@@ -78,6 +79,7 @@ def record(
         For a metric that is no finite number, or a figure whose name is no plain file name.
     """
     folder, figures, extra = Path(output_dir), figures or {}, extra or {}
+    extra = asdict(extra) if is_dataclass(extra) else extra
     given = {name: value for name, value in (parameters or {}).items() if value is not None}
     results = {
         "name": folder.resolve().name,

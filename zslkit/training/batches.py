@@ -11,13 +11,13 @@ from torch import Tensor
 
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.cache import tower_features
-from zslkit.data.pairs import open_pairs
+from zslkit.data.named import training_pairs
 from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
+from zslkit.data.words import duplicate_share
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.weights import fingerprint
 from zslkit.objective import Embedded
 from zslkit.training import dist
-from zslkit.training.coach import duplicate_share
 from zslkit.training.trust import clean_probability, pair_losses
 
 
@@ -62,16 +62,8 @@ class TrainingData:
                 f"batch_size={config.batch_size} must be a multiple of the number of processes, "
                 f"{dist.world_size()}"
             )
-        self.pairs = open_pairs(
-            config.manifest,
-            config.train_split,
-            data_root=config.data_root,
-            caption_noise=config.caption_noise,
-            seed=config.seed,
-            max_pairs=config.max_pairs,
-        )
+        self.pairs = training_pairs(config)
         self.broken: tuple[str, ...] = ()
-        self.trust: Tensor | None = None
         self.image_features = self.text_features = None
         self.usable = np.arange(len(self.pairs))
         self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
@@ -154,8 +146,14 @@ class TrainingData:
             yield TrainingBatch(pixels, texts, batch.keys, rows, tuple(batch.broken))
 
     @torch.inference_mode()
-    def estimate_trust(self, model: DualEncoder) -> None:
-        """Judge every caption by the losses of ``model``, the teacher, over all pairs."""
+    def estimate_trust(self, model: DualEncoder) -> Tensor:
+        """Judge every pair's captions by the losses of ``model``, the teacher, over all pairs.
+
+        Returns
+        -------
+        Tensor of shape (N,), float32
+            Probability that a pair is right, on the CPU; 0 where its image cannot be read.
+        """
         images, texts = self.image_features, self.text_features
         if images is None:
             images = tower_features(model, self.pairs, self.config, "images to judge").features
@@ -170,12 +168,9 @@ class TrainingData:
         sums = torch.zeros(len(self.pairs), per_caption.shape[1], device=self.device)
         sums.index_add_(0, torch.from_numpy(owner).to(self.device), per_caption)
         averaged = torch.nn.functional.normalize(sums[self.usable], dim=-1)
-        self.trust = torch.zeros(len(self.pairs))
-        self.trust[self.usable] = clean_probability(pair_losses(embedded, averaged)).cpu()
-
-    def trust_of(self, batch: TrainingBatch) -> Tensor | None:
-        """Give the (B,) probabilities that a batch's captions are right, None before judging."""
-        return None if self.trust is None else self.trust[batch.rows].to(self.device)
+        trust = torch.zeros(len(self.pairs))
+        trust[self.usable] = clean_probability(pair_losses(embedded, averaged)).cpu()
+        return trust
 
     def _texts(self, rows: np.ndarray, epoch: int) -> list[str] | Tensor:
         choice = caption_choice(self.captions_of[rows], self.config.seed, epoch, rows)

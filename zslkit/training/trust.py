@@ -28,10 +28,8 @@ def pair_losses(image_embeddings: Tensor, text_embeddings: Tensor, scale: float 
         blocks = queries.split(max(1, 2**22 // len(candidates)))
         return torch.cat([(scale * block @ candidates.T).logsumexp(dim=1) for block in blocks])
 
-    both = log_normalisers(image_embeddings, text_embeddings) + log_normalisers(
-        text_embeddings, image_embeddings
-    )
-    return both / 2 - own
+    sides = image_embeddings, text_embeddings
+    return (log_normalisers(*sides) + log_normalisers(*sides[::-1])) / 2 - own
 
 
 def clean_probability(losses: Tensor, n_iterations: int = 40) -> Tensor:
