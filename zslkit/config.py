@@ -45,7 +45,7 @@ class RunConfig(Strict):
     image_encoder: str = "timm:test_byobnet"
     """torchvision:NAME or timm:NAME."""
     image_weights: str = "none"
-    """pretrained (downloads), none (from scratch), or a safetensors file."""
+    """pretrained (downloads, or from a package), none (from scratch), or a safetensors file."""
     image_tower: str = "train"
     """train, frozen (BatchNorm statistics too) or last_blocks=N."""
     image_size: int = Field(48, ge=16)
