@@ -91,8 +91,11 @@ def evaluate(
     from zslkit.evaluation.evaluator import evaluate as measure
 
     run = load_run(run_dir)
-    changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
+    changes = {"zeroshot_manifest": manifest, "zeroshot_split": split}
     changes |= {"manifest": pairs, "test_split": pairs_split}
+    # a folder given with one set is that of this set; given alone, the run's data has moved
+    changes["zeroshot_data_root"] = data_root if manifest or not pairs else None
+    changes["data_root"] = data_root if pairs or not manifest else None
     config = RunConfig.from_parameters(changes, base=run.config)
     if label_space is None:
         if lost := [n for n, v in {"templates": templates, "label-map": label_map,
@@ -153,7 +156,10 @@ def embed(
     from zslkit.evaluation.retrieval import embed_images
 
     run = load_run(run_dir)
-    pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
+    config = run.config
+    options = config.source if manifest == config.manifest else {"data_root": config.zeroshot_root}
+    options |= {"data_root": data_root} if data_root else {}
+    pairs = open_pairs(manifest, split, **options, max_unreadable=run.config.max_unreadable)
     images, rows = embed_images(run.model, pairs, run.config)
     save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, output)
     typer.echo(f"{output}: {len(rows)} embeddings of {images.shape[1]} dimensions")

@@ -28,8 +28,9 @@ from zslkit.training import dist
 
 # What may differ between a run and its continuation without changing a single weight.
 FREE_TO_CHANGE = {
-    *("output_dir", "resume", "checkpoint_every", "cache_dir", "data_root", "workers"),
-    *("tensorboard", "zeroshot_manifest", "zeroshot_split", "test_split"),
+    *("output_dir", "resume", "checkpoint_every", "cache_dir", "workers"),
+    *("data_root", "zeroshot_data_root", "max_unreadable", "tensorboard", "test_split"),
+    *("zeroshot_manifest", "zeroshot_split"),
     "prompt_templates",
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")

@@ -89,7 +89,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             if dist.any_process(stop.is_set()):
                 break
             state["broken"] = sorted({*state["broken"], *batch.broken})
-            check_broken(state["broken"], len(data.pairs), config.max_unreadable)
+            check_broken(
+                [*data.pairs.skipped, *state["broken"]], data.n_listed, config.max_unreadable
+            )
             if teacher and step and step % (config.generation_epochs * data.per_epoch) == 0:
                 teacher.end_generation(model)
             epoch_starts = step % data.per_epoch == 0
@@ -151,6 +153,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         "pairs": len(data),
         "swapped_captions": int(data.pairs.swapped.sum()),
         "unreadable_images": state["broken"],
+        "left_out": data.pairs.left_out | ({"unreadable": b} if (b := state["broken"]) else {}),
+        "source": list(data.pairs.understood),
         "advice": [*monitor.told.values()],
     }
     if dist.rank() == 0:

@@ -76,7 +76,8 @@ def rank_labelled_images(
         If the set has no labels.
     """
     name = manifest or config.zeroshot_manifest
-    pairs = open_pairs(name, split or config.zeroshot_split, data_root=config.data_root)
+    limit, split = config.max_unreadable, split or config.zeroshot_split
+    pairs = open_pairs(name, split, data_root=config.zeroshot_root, max_unreadable=limit)
     if pairs.labels is None:
         raise ValueError(
             f"zeroshot_manifest={name!r}: its images have no classes; give a labelled set"

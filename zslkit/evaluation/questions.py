@@ -236,7 +236,8 @@ def labelled_pairs(config: RunConfig) -> Pairs:
     """Open the labelled images that ``config`` names; a ValueError says if it names none."""
     if config.zeroshot_manifest is None:
         raise ValueError("zeroshot_manifest=None: give a labelled set")
-    return open_pairs(config.zeroshot_manifest, config.zeroshot_split, data_root=config.data_root)
+    place, limit = (config.zeroshot_manifest, config.zeroshot_split), config.max_unreadable
+    return open_pairs(*place, data_root=config.zeroshot_root, max_unreadable=limit)
 
 
 def find_space(name: str, pairs: Pairs) -> LabelSpace:

@@ -146,7 +146,8 @@ def open_labelled(config: RunConfig, max_images: int) -> Pairs:
     pairs = open_pairs(
         name,
         config.zeroshot_split,
-        data_root=config.data_root,
+        data_root=config.zeroshot_root,
+        max_unreadable=config.max_unreadable,
         seed=config.seed,
         max_pairs=max_images,
     )

@@ -65,7 +65,8 @@ class TrainingData:
         self.pairs = open_pairs(
             config.manifest,
             config.train_split,
-            data_root=config.data_root,
+            **config.source,
+            max_unreadable=config.max_unreadable,
             caption_noise=config.caption_noise,
             seed=config.seed,
             max_pairs=config.max_pairs,
@@ -90,6 +91,11 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.usable)
+
+    @property
+    def n_listed(self) -> int:
+        """Pairs that the source lists, with those that were left out on opening."""
+        return len(self.pairs) + len(self.pairs.skipped)
 
     @property
     def local_size(self) -> int:
