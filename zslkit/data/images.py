@@ -53,7 +53,7 @@ def to_pil(pixels: torch.Tensor) -> Image.Image:
 
 
 def _decode(data: bytes) -> np.ndarray:
-    image = _open(data)  # reads the header only: about 20 microseconds
+    image = open_image(data)  # reads the header only: about 20 microseconds
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} × {image.height} is over {MAX_PIXELS} pixels")
     if image.format in ("JPEG", "MPO"):
@@ -65,12 +65,19 @@ def _decode(data: bytes) -> np.ndarray:
     return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file with PIL, unread; HEIC and AVIF where pillow-heif is installed.
+
+    Raises
+    ------
+    ValueError
+        If pillow-heif is needed and not there.
+    """
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         if data[4:8] != b"ftyp" or data[8:12] not in _HEIF:
-            raise
+            raise ValueError("of no kind that is known") from None
     try:
         from pillow_heif import register_heif_opener  # late: it need not be installed
     except ImportError:

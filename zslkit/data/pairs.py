@@ -104,6 +104,25 @@ class Pairs(Sequence):
         except (BrokenImageError, OSError) as error:
             raise BrokenImageError(f"image {self.keys[i]!r}: {error}") from error
 
+    def read_file(self, i: int) -> bytes:
+        """Give the bytes of the file of image ``i``."""
+        return self._source.raw(int(self._rows[i]))
+
+    def file_name(self, i: int) -> str:
+        """Name the file of image ``i`` where it is one of its own, else its key."""
+        name = self._source.file_name(int(self._rows[i]))
+        return self.keys[i] if name is None else name
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether images are drawn, or read by another library, rather than from files."""
+        return self._source.scenes is not None or not self._source.has_files
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else the reader left out, for people."""
+        return tuple(self._source.notes)
+
     @property
     def understood(self) -> tuple[str, str]:  # noqa: D102 - described above
         manifest, n_all = self.manifest, len(self._source.keys)
@@ -151,6 +170,7 @@ def open_pairs(
     image_field: str | None = None,
     caption_field: str | None = None,
     split_shares: Mapping[str, float] | None = None,
+    quiet: bool = False,
 ) -> Pairs:
     """Open one split of a data set, or of any file, folder or object with images and captions.
 
@@ -173,6 +193,8 @@ def open_pairs(
         Share of images that may be missing or without caption; they are left out.
     image_field, caption_field, split_shares
         See :func:`zslkit.data.manifests.load_manifest`.
+    quiet : bool
+        Do not say how a source without a manifest was understood; ``Pairs.understood`` does.
 
     Raises
     ------
@@ -197,7 +219,7 @@ def open_pairs(
     if len(rows) == 0:
         raise ValueError(f"split {split!r} of {manifest.name!r} holds no image with a caption")
     pairs = Pairs(manifest, split, source, caption_noise, seed, max_pairs, rows)
-    for line in pairs.understood if manifest.understood else ():
+    for line in pairs.understood if manifest.understood and not quiet else ():
         if line not in _SAID:
             _SAID.add(line)
             print(line, file=sys.stderr)

@@ -57,6 +57,8 @@ class Source:
 
     notes: tuple[str, ...] = ()
     """What else was left out, for people."""
+    has_files = True
+    """Whether :meth:`raw` gives image files."""
     left_out: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Keys of incomplete rows, by what is wrong with them."""
 
@@ -98,6 +100,11 @@ class Source:
         with open(self.paths[number], "rb", buffering=0) as file:
             file.seek(offset)
             return file.read(size)
+
+    def file_name(self, row: int) -> str | None:
+        """Name the file of one row; None where it is part of a larger file."""
+        number, offset, _ = self.places[row].tolist()
+        return None if offset or number >= len(self.paths) else str(self.paths[number])
 
     def rename(self, change: Callable[[str], str]) -> "Source":
         """Change all keys."""

@@ -114,7 +114,7 @@ _KNOWN: dict[tuple[str, int], np.ndarray] = {}
 def _look(source: Source) -> tuple[list[str], np.ndarray]:
     """Give checksums of the files, and difference hashes where there are not too many."""
     n = len(source.keys)
-    if n > MAX_READ or source.scenes is not None:
+    if n > MAX_READ or source.scenes is not None or not source.has_files:
         return [_sha256(key.encode()) for key in source.keys.tolist()], np.zeros(n, np.uint64)
 
     def look(row: int) -> tuple[str, int]:
