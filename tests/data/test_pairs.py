@@ -193,9 +193,7 @@ def test_captions_without_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 of 3 images are missing.*max_unreadable.*a\.jpg, c"):
         open_pairs(path, "train")
     (tmp_path / "images" / "b.jpg").unlink()
-    with pytest.raises(
-        ValueError, match=r"none of the 3 image files .* pairs\.csv .*a\.jpg"
-    ):
+    with pytest.raises(ValueError, match=r"none of the 3 image files .* pairs\.csv .*a\.jpg"):
         open_pairs(path, "train", max_unreadable=1)
 
 

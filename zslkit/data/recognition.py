@@ -31,7 +31,8 @@ def recognise(
         If no recogniser takes the source, a column is not found, or the source names splits and
         ``split_shares`` asks for others.
     """
-    path = Path(source) if isinstance(source, str | Path) else source
+    named = isinstance(source, str) and source.startswith("object:")
+    path = Path(source) if isinstance(source, str | Path) and not named else source
     if isinstance(path, Path) and data_root and not path.exists():
         path = Path(data_root) / path
     hints = Hints(image_field, caption_field, None if data_root is None else Path(data_root))

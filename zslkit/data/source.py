@@ -129,7 +129,7 @@ def files_in(folder: Path, captions: dict, origin: str, class_names=(), labels=(
     """
     paths, rows = [folder / name for name in captions], []
     for number, (name, path) in enumerate(zip(captions, paths, strict=True)):
-        size = _size_of(path)
+        size = size_of(path)
         rows.append((name, captions[name], "missing" if size is None else (number, 0, size)))
     if rows and all(row[2] == "missing" for row in rows):
         raise ValueError(
@@ -144,7 +144,8 @@ def texts_of(value: Any) -> list[str]:
     return list(dict.fromkeys("" if item is None else str(item).strip() for item in many))
 
 
-def _size_of(path: Path) -> int | None:
+def size_of(path: Path) -> int | None:
+    """Give the size of a file in bytes, None where there is none."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: a name with a null byte
         facts = path.stat()
         return facts.st_size if stat.S_ISREG(facts.st_mode) else None

@@ -43,9 +43,8 @@ def name_object(value: Any) -> str:
 def recognise_object(value: Any, hints: Hints) -> Found | None:
     """Take an object, or the name of one."""
     if isinstance(value, Path):
-        if not str(value).startswith(_PREFIX):
-            return None
-        value = _find(str(value))
+        return None
+    value = _find(value) if isinstance(value, str) else value
     splits = {}
     if isinstance(value, dict):  # a DatasetDict
         known = {SPLIT_NAMES.get(name.lower(), name): part for name, part in value.items()}

@@ -14,7 +14,7 @@ from zslkit.data.readers.finding import (
     named_splits,
 )
 from zslkit.data.schema import ManifestFields, Split
-from zslkit.data.source import Source, texts_of
+from zslkit.data.source import Source, size_of, texts_of
 
 _KEPT = 4  # groups of rows whose images stay in memory, per process
 
@@ -36,8 +36,11 @@ class ParquetImages(Source):
             while len(self._groups) >= _KEPT:
                 del self._groups[next(iter(self._groups))]
             table = ParquetFile(self.paths[number]).read_row_group(group, [self.column])
-            self._groups[number, group] = _bytes_of(table[self.column])
-        return self._groups[number, group][at].as_py()
+            self._groups[number, group] = table[self.column].combine_chunks()
+        image = self._groups[number, group][at].as_py()
+        if isinstance(image, bytes):
+            return image
+        return image["bytes"] or _outside(image, self.paths[number]).read_bytes()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_groups": {}}  # workers read for themselves
@@ -57,9 +60,12 @@ def read_parquet_images(manifest: ManifestFields, split: Split, root: Path) -> S
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, [image, caption])
             sizes = binary_length(_bytes_of(table[image])).to_pylist()
+            if None in sizes:  # `datasets` leaves files where they are, and stores their paths
+                images = table[image].to_pylist()
+                sizes = [size or _size(images[at], path) for at, size in enumerate(sizes)]
             values = table[caption].to_pylist()
             for at, (size, value) in enumerate(zip(sizes, values, strict=True)):
-                place = (number, (group << 32) + at, size) if size else "no image"
+                place = (number, (group << 32) + at, size) if size else "missing"
                 known = names and value is not None and value >= 0
                 labels.append(value if known else 0)
                 texts = [names[value]] if known else [] if names else texts_of(value)
@@ -108,6 +114,16 @@ def recognise_parquet(path: Any, hints: Hints) -> Found | None:
     words = f"image bytes from column {image!r}, {what} from column {caption!r}"
     fields = {"image_field": image, "caption_field": caption}
     return Found("parquet_images", words, root, {"shards": whole}, splits, fields)
+
+
+def _outside(image: Any, path: Path) -> Path:
+    return path.parent / str(image["path"])
+
+
+def _size(image: Any, path: Path) -> int | None:
+    if not isinstance(image, dict) or not image.get("path"):
+        return None
+    return size_of(_outside(image, path))
 
 
 def _holds_images(kind: Any) -> bool:
