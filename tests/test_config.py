@@ -113,3 +113,20 @@ def test_whole_numbers_have_bounds():
     assert read_count({"n": 3}, "n", 0, 4) == 3
     with pytest.raises(ValueError, match="n=4: must be a whole number from 0 to 3"):
         read_count({"n": 4}, "n", 0, 4)
+
+
+def test_other_pairs_do_not_take_the_presets_labelled_images_for_granted():
+    assert RunConfig.preset("laptop").zeroshot_manifest == "caltech20"
+    assert RunConfig.preset("laptop", manifest="flickr8k").zeroshot_manifest == "caltech20"
+    assert RunConfig.preset("laptop", manifest="my.csv").zeroshot_manifest is None
+    named = {"manifest": "my.csv", "zeroshot_manifest": "cifar10"}
+    assert RunConfig.preset("laptop", **named).zeroshot_manifest == "cifar10"
+
+
+def test_sources_have_options_of_their_own():
+    config = RunConfig(manifest="a.csv", data_root="here", split_shares='{"train": 1.0}')
+    assert config.source["split_shares"] == {"train": 1.0}
+    assert (config.source["data_root"], config.zeroshot_source["data_root"]) == ("here", "here")
+    moved = RunConfig(**{**config.model_dump(), "zeroshot_data_root": "there"})
+    assert moved.zeroshot_source == {"data_root": "there", "max_unreadable": 0.05}
+    assert moved.source == config.source

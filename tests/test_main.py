@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -228,10 +229,11 @@ def test_a_missing_file_is_named_with_how_to_obtain_it(tmp_path):
     }
     (tmp_path / "mine.json").write_text(json.dumps(manifest))
     output = run_line("data", "verify", tmp_path / "mine.json", code=1)
-    assert "pairs.csv: missing" in output
-    assert "1 problems. Ask the neighbour." in output
+    assert "missing  1         pairs.csv (not found under" in output
+    assert "How to obtain it: Ask the neighbour." in output
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "pairs.csv").write_text("image,caption\n")
+    (tmp_path / "elsewhere" / "pairs.csv").write_text("image,caption\na.png,a photo\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "a.png")
     run_line("data", "verify", tmp_path / "mine.json", "--data-root", tmp_path / "elsewhere")
 
 

@@ -157,9 +157,9 @@ def embed(
 
     run = load_run(run_dir)
     config = run.config
-    options = config.source if manifest == config.manifest else {"data_root": config.zeroshot_root}
+    options = config.source if manifest == config.manifest else config.zeroshot_source
     options |= {"data_root": data_root} if data_root else {}
-    pairs = open_pairs(manifest, split, **options, max_unreadable=run.config.max_unreadable)
+    pairs = open_pairs(manifest, split, **options)
     images, rows = embed_images(run.model, pairs, run.config)
     save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, output)
     typer.echo(f"{output}: {len(rows)} embeddings of {images.shape[1]} dimensions")
@@ -228,8 +228,8 @@ def verify_data(
         cells = [[kind, str(count), some] for kind, count, some in table]
         title = f"{manifest.name}: {n_images} images looked at"
         _print_tables({title: [["problem", "how many", "the first"], *cells]})
-        if not n_images:
-            typer.echo(manifest.how_to_obtain)
+        if manifest.how_to_obtain and any(problem.kind == "missing" for problem in problems):
+            typer.echo(f"How to obtain it: {manifest.how_to_obtain}")
     else:
         n_files = len(manifest.as_found().files)
         typer.echo(f"{manifest.name}: {n_images} images and {n_files} files listed, all sound")

@@ -214,14 +214,15 @@ class RunConfig(Strict):
 
     @property
     def source(self) -> dict[str, Any]:
-        """Options under which ``open_pairs`` and ``load_manifest`` read ``manifest``."""
-        names = ("data_root", "image_field", "caption_field", "split_shares")
+        """Options under which ``open_pairs`` reads ``manifest``."""
+        names = ("data_root", "image_field", "caption_field", "split_shares", "max_unreadable")
         return {name: getattr(self, name) for name in names}
 
     @property
-    def zeroshot_root(self) -> str | None:
-        """Folder that the paths of ``zeroshot_manifest`` start from."""
-        return self.data_root if self.zeroshot_data_root is None else self.zeroshot_data_root
+    def zeroshot_source(self) -> dict[str, Any]:
+        """Options under which ``open_pairs`` reads ``zeroshot_manifest``."""
+        root = self.data_root if self.zeroshot_data_root is None else self.zeroshot_data_root
+        return {"data_root": root, "max_unreadable": self.max_unreadable}
 
     @property
     def needs_teacher(self) -> bool:

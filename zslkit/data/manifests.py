@@ -169,10 +169,7 @@ def _find(name: Any, data_root: str | Path | None) -> Any:
             return path
     if Path(name).suffix or len(Path(name).parts) > 1:
         raise FileNotFoundError(f"manifest {str(name)!r}: there is no such file")
-    raise ValueError(
-        f"manifest {str(name)!r} is not known, and no file or folder; "
-        f"{nearest(str(name), list_manifests())}"
-    )
+    raise ValueError(f"manifest {str(name)!r} is not known; {nearest(str(name), list_manifests())}")
 
 
 def _check(root: Path, entry: FileEntry) -> Problem | None:

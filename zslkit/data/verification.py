@@ -51,7 +51,8 @@ def look_through(manifest: Manifest, quiet: bool = False) -> tuple[list[Problem]
         try:
             pairs = open_pairs(manifest, name, max_unreadable=1.0, quiet=True)
         except (ValueError, OSError) as error:
-            problems.append(Problem(name, "unsound", str(error)))
+            if not isinstance(error, FileNotFoundError) or not problems:  # else named already
+                problems.append(Problem(name, "unsound", str(error)))
             continue
         for why, keys in pairs.left_out.items():
             problems += [Problem(key, why, f"split {name}") for key in keys if key not in seen]

@@ -70,11 +70,6 @@ def load_in_order(module: nn.Module, path: Path, owner: str) -> None:
         If the number of tensors, or the shape of one, differs.
     """
     stored, own = torch.load(path, map_location="cpu", weights_only=True), module.state_dict()
-    ours, theirs = (
-        [(name, tuple(value.shape)) for name, value in state.items()] for state in (own, stored)
-    )
-    if [shape for _, shape in ours] != [shape for _, shape in theirs]:
-        pairs = zip(ours, theirs, strict=False)
-        first = next((pair for pair in pairs if pair[0][1] != pair[1][1]), "the number")
-        raise ValueError(f"{path.name} does not fit {owner}: tensors differ in order, {first}")
+    if [value.shape for value in stored.values()] != [value.shape for value in own.values()]:
+        raise ValueError(f"{path.name} does not fit {owner}: number or shapes of tensors differ")
     module.load_state_dict(dict(zip(own, stored.values(), strict=True)))

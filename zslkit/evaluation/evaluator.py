@@ -76,8 +76,7 @@ def rank_labelled_images(
         If the set has no labels.
     """
     name = manifest or config.zeroshot_manifest
-    limit, split = config.max_unreadable, split or config.zeroshot_split
-    pairs = open_pairs(name, split, data_root=config.zeroshot_root, max_unreadable=limit)
+    pairs = open_pairs(name, split or config.zeroshot_split, **config.zeroshot_source)
     if pairs.labels is None:
         raise ValueError(
             f"zeroshot_manifest={name!r}: its images have no classes; give a labelled set"

@@ -236,8 +236,7 @@ def labelled_pairs(config: RunConfig) -> Pairs:
     """Open the labelled images that ``config`` names; a ValueError says if it names none."""
     if config.zeroshot_manifest is None:
         raise ValueError("zeroshot_manifest=None: give a labelled set")
-    place, limit = (config.zeroshot_manifest, config.zeroshot_split), config.max_unreadable
-    return open_pairs(*place, data_root=config.zeroshot_root, max_unreadable=limit)
+    return open_pairs(config.zeroshot_manifest, config.zeroshot_split, **config.zeroshot_source)
 
 
 def find_space(name: str, pairs: Pairs) -> LabelSpace:

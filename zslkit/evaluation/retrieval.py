@@ -42,12 +42,7 @@ def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tens
 
 def evaluate_retrieval(model: DualEncoder, config: RunConfig) -> dict[str, dict[str, Any]]:
     """Measure recall@1, 5 and 10 in both directions on the pairs of ``config.test_split``."""
-    pairs = open_pairs(
-        config.manifest,
-        config.test_split,
-        **config.source,
-        max_unreadable=config.max_unreadable,
-    )
+    pairs = open_pairs(config.manifest, config.test_split, **config.source)
     ranks, owner = rank_pairs(model, pairs, config)
     groups = {"text_to_image": owner, "image_to_text": None}
     candidates = {"text_to_image": owner[-1] + 1, "image_to_text": len(owner)}
@@ -91,8 +86,7 @@ class Watch:
 
     def __init__(self, config: RunConfig, split: str = "dev"):
         self.config = config
-        limit = config.max_unreadable
-        self.pairs = open_pairs(config.manifest, split, **config.source, max_unreadable=limit)
+        self.pairs = open_pairs(config.manifest, split, **config.source)
 
     def __call__(self, run: Run, row: dict[str, float]) -> dict[str, float]:
         """Measure where an epoch, or the training, ends."""

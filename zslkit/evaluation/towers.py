@@ -146,8 +146,7 @@ def open_labelled(config: RunConfig, max_images: int) -> Pairs:
     pairs = open_pairs(
         name,
         config.zeroshot_split,
-        data_root=config.zeroshot_root,
-        max_unreadable=config.max_unreadable,
+        **config.zeroshot_source,
         seed=config.seed,
         max_pairs=max_images,
     )

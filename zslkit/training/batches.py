@@ -66,7 +66,6 @@ class TrainingData:
             config.manifest,
             config.train_split,
             **config.source,
-            max_unreadable=config.max_unreadable,
             caption_noise=config.caption_noise,
             seed=config.seed,
             max_pairs=config.max_pairs,

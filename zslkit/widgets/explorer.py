@@ -104,7 +104,7 @@ class ZeroShotExplorer(Live):
         config = first.config if isinstance(first, Run) else RunConfig(zeroshot_manifest=None)
         if pairs is None and config.zeroshot_manifest:
             place = config.zeroshot_manifest, config.zeroshot_split
-            pairs = open_pairs(*place, data_root=config.zeroshot_root)
+            pairs = open_pairs(*place, **config.zeroshot_source)
         if class_names is None:
             class_names = () if pairs is None else pairs.class_names
         templates = config.prompt_templates if templates is None else templates
