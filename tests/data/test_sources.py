@@ -386,3 +386,10 @@ def test_a_format_is_added_from_outside(photos, tmp_path, monkeypatch):
     content |= {"splits": {"train": {"source": "mine.lines"}}}
     (photos / "mine.json").write_text(json.dumps(content))
     assert_whole(open_pairs(photos / "mine.json"), 1)
+
+
+def test_a_set_that_names_one_split_gets_others(photos, tmp_path):
+    (tmp_path / "data").mkdir()
+    dataset(photos).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert list(load_manifest(tmp_path / "data").splits) == ["train", "dev", "test", "all"]
+    assert len(open_pairs(tmp_path / "data")) == N

@@ -42,7 +42,7 @@ def recognise(
             f"manifest={str(source)!r}: not a source that is understood ({_what_is(path)}); known "
             f"are {', '.join(RECOGNISERS)}: see docs/formats.md"
         )
-    splits = dict(found.splits)
+    splits = dict(found.splits) if len(found.splits) > 1 else {}  # one, such as train, splits none
     if splits and split_shares:
         raise ValueError(
             f"split_shares={dict(split_shares)}: {str(source)!r} names its own splits, "
