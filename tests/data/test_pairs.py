@@ -190,7 +190,9 @@ def test_empty_caption_file_is_refused(tmp_path, text):
 
 def test_captions_without_images_are_refused(tmp_path):
     path = table(tmp_path, [("a.jpg", "x"), ("b.jpg", "y"), ("c.jpg", "z")], images=["b.jpg"])
-    with pytest.raises(ValueError, match=r"2 of 3 images are unreadable or lack.*max_unreadable.*a\.jpg, c"):
+    with pytest.raises(
+        ValueError, match=r"2 of 3 images are unreadable or lack.*max_unreadable.*a\.jpg, c"
+    ):
         open_pairs(path, "train")
     (tmp_path / "images" / "b.jpg").unlink()
     with pytest.raises(ValueError, match=r"none of the 3 image files .* pairs\.csv .*a\.jpg"):
