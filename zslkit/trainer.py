@@ -100,7 +100,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     run.stopped_by = stop.signum or signal.SIGINT
                     break
                 state.broken = sorted({*state.broken, *batch.broken})
-                check_broken(state.broken, len(data.pairs), config.max_unreadable)
+                left_out = [*data.pairs.skipped, *state.broken]
+                check_broken(left_out, data.n_listed, config.max_unreadable)
                 ended, within = divmod(state.step, data.per_epoch)  # epochs, batches of this one
                 if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
                     teacher.end_generation(model)
@@ -148,7 +149,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             save()
         model.eval()
         facts.measure(state.step, state.seconds, config.batch_size)
-        facts.unreadable_images = state.broken
+        facts.unreadable_images, facts.source = state.broken, list(data.pairs.understood)
+        facts.left_out = data.pairs.left_out | ({"unreadable": b} if (b := state.broken) else {})
         if dist.rank() == 0:
             write_card(run_dir, provenance(config) | {"record": asdict(facts)})
     return run
