@@ -1,6 +1,7 @@
 """What the loop is made of: batches, steps, optimizer, devices, processes."""
 
 from . import batches as batches
+from . import blockwise as blockwise
 from . import coach as coach
 from . import device as device
 from . import dist as dist
@@ -11,6 +12,8 @@ from . import trust as trust
 from .batches import TrainingBatch as TrainingBatch
 from .batches import TrainingData as TrainingData
 from .batches import encode as encode
+from .blockwise import blockwise_loss as blockwise_loss
+from .blockwise import fits as fits
 from .coach import NEARLY as NEARLY
 from .coach import advise as advise
 from .coach import duplicate_share as duplicate_share
