@@ -8,6 +8,9 @@ import torch
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # PIL's own bound: 256 MiB as RGB
+MAX_ASPECT = 100  # long side by short side: resized to its short side, 50,000 × 1 fills gigabytes
+# PIL reads many more, such as PostScript, for which it starts a program.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
@@ -37,7 +40,8 @@ def decode_image(data: bytes, source: str = "") -> torch.Tensor:
     Raises
     ------
     BrokenImageError
-        If the data is empty, not an image, truncated, corrupt, or beyond ``MAX_PIXELS``.
+        If the data is empty, not an image of one of ``FORMATS``, truncated, corrupt, or beyond
+        ``MAX_PIXELS`` or ``MAX_ASPECT``.
     """
     try:
         return torch.from_numpy(_decode(data)).permute(2, 0, 1)
@@ -52,9 +56,13 @@ def to_pil(pixels: torch.Tensor) -> Image.Image:
 
 
 def _decode(data: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(data))  # reads the header only: about 20 microseconds
+    image = Image.open(
+        io.BytesIO(data), formats=FORMATS
+    )  # reads the header only: about 20 microseconds
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} × {image.height} is over {MAX_PIXELS} pixels")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width} × {image.height} is over {MAX_ASPECT} to 1")
     if image.format in ("JPEG", "MPO"):
         space = "CMYK" if image.mode == "CMYK" else "RGB"
         pixels = simplejpeg.decode_jpeg(data, space, strict=True)

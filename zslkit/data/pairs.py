@@ -60,6 +60,8 @@ class Pairs(Sequence):
         Images that were given another image's captions. For reports, never for training.
     skipped : tuple of str
         Keys left out because the source lacks the image or every caption.
+    faults : tuple of str
+        What else was wrong with the files: captions that cannot be read, keys that occur twice.
     """
 
     def __init__(self, manifest, split, source: "Source", caption_noise, seed, max_pairs):
@@ -72,6 +74,7 @@ class Pairs(Sequence):
             caption_rows[chosen] = rows[np.roll(chosen, 1)]  # one cycle: none keeps its own
             self.swapped[chosen] = True
         self.manifest, self.split, self.skipped = manifest, split, source.skipped
+        self.faults: tuple[str, ...] = getattr(source, "faults", ())
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
         self.labels = None if source.labels is None else source.labels[rows]
         self.class_names, self.class_ids = source.class_names, source.class_ids
@@ -159,7 +162,8 @@ def open_pairs(
                 f"how to obtain it: {manifest.how_to_obtain}"
             )
     source = reader_of(manifest.kind)(manifest, manifest.splits[split], root)
-    check_broken(source.skipped, len(source.keys) + len(source.skipped), _MAX_SKIPPED)
+    total, faults = len(source.keys) + len(source.skipped), getattr(source, "faults", ())
+    check_broken(source.skipped, total, _MAX_SKIPPED, faults)
     if len(source.keys) == 0:
         raise ValueError(f"split {split!r} of {manifest.name!r} holds no image with a caption")
     return Pairs(manifest, split, source, caption_noise, seed, max_pairs)

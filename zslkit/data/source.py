@@ -51,6 +51,7 @@ class Source:
         complete = np.array([any(row[1]) and row[2] is not None for row in rows], dtype=bool)
         whole = list(compress(rows, complete))
         self.skipped = tuple(row[0] for row in compress(rows, ~complete))
+        self.faults: tuple[str, ...] = ()  # what was wrong with files, in words
         self.keys = np.array([row[0] for row in whole], dtype=STRING)
         captions = [[text for text in row[1] if text] for row in whole]
         bounds = np.cumsum([0, *map(len, captions)])
