@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 89_478_485  # PIL's own bound: 256 MiB as RGB
 MAX_ASPECT = 100  # long side by short side: resized to its short side, 50,000 × 1 fills gigabytes
 # PIL reads many more, such as PostScript, for which it starts a program.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
