@@ -56,6 +56,13 @@ class _Block:
             return (self.logits + rows[:, None]).add_(columns).exp_()
         return (self.exp * rows.exp()[:, None]).mul_(columns.exp())
 
+    def spread_both(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Give exp(logits + rows) + exp(logits + columns), in fewer passes over the block."""
+        if self.exp is None:
+            one = (self.logits + rows[:, None]).exp_()
+            return one.add_((self.logits + columns).exp_())
+        return (rows.exp()[:, None] + columns.exp()).mul_(self.exp)
+
 
 class _Targets(NamedTuple):
     """Soft targets of both directions without their matrices; see the module's text."""
@@ -227,18 +234,19 @@ class _Sweep:
 
     def run(self) -> "_Sweep":
         """Go over the blocks twice."""
+        if not self.sigmoid and not self.shares:
+            return self  # the sigmoid loss asks one side alone
         potentials = self._potentials() if self.shares else {}
         for start, stop in _blocks(len(self.x), len(self.y)):
             similarity, part = self.x[start:stop] @ self.y.T, self.weights[start:stop]
             own = similarity.diagonal(self.offset + start)
-            slope = torch.zeros_like(similarity)
-            if self.sigmoid:
-                slope += self._sigmoid(similarity, part, self.offset + start)
+            slope = self._sigmoid(similarity, part, self.offset + start) if self.sigmoid else 0.0
             for k, (rows, columns) in potentials.items():
                 block = _Block(similarity * self.scales[k], self.bounds[k])
-                error = block.spread(rows[start:stop], self.none)
                 if self.both:
-                    error += block.spread(self.none[start:stop], columns)
+                    error = block.spread_both(rows[start:stop], columns)
+                else:
+                    error = block.spread(rows[start:stop], self.none)
                 if k == 0:
                     wanted = part * (1 + self.both)
                     error.diagonal(self.offset + start).sub_(wanted)
@@ -249,7 +257,7 @@ class _Sweep:
                     fit = _dot(wanted, similarity)
                 self.terms[k] -= self.scales[k] * fit
                 self.slopes[k] += self.shares[k] * _dot(error, similarity)
-                slope.add_(error, alpha=self.shares[k] * self.scales[k])
+                slope = error.mul_(self.shares[k] * self.scales[k]).add_(slope)
             self.gradients[0][start:stop] = slope @ self.y
             self.gradients[1].addmm_(slope.T, self.x[start:stop])
         return self
@@ -361,7 +369,8 @@ def _bound(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.flatten(), b.flatten())
+    """Sum the products; torch.dot adds millions of them one by one, which loses digits."""
+    return (a * b).sum(1).double().sum()
 
 
 def _logsumexp(values: Tensor, dim: int) -> Tensor:
