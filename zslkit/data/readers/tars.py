@@ -295,7 +295,9 @@ def load(path: Path) -> tuple[Samples, bytes]:
         read = {name: arrays[name] for name in arrays.files}
     signature = read.pop("signature", np.empty(0, np.uint8)).tobytes()
     texts = ("keys", "captions", "skipped", "faults")
-    return Samples(**read | {name: read[name].tobytes() for name in texts}), signature
+    for name in texts:
+        read[name] = read.pop(name).tobytes()  # one at a time: two copies of all is much memory
+    return Samples(**read), signature
 
 
 if __name__ == "__main__":
