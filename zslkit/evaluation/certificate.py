@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -232,7 +233,12 @@ def main(job: str, output: str) -> None:
     torch.set_num_threads(1)
     config = RunConfig.model_validate(json.loads(Path(job).read_text(encoding="utf-8")))
     dist.start(torch.device("cpu"))
-    found = measure(config)
+    try:
+        found = measure(config)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # an orderly end would wait for the other processes
     if dist.rank() == 0:
         torch.save(found, output)
     torch.distributed.destroy_process_group()
