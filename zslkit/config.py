@@ -321,7 +321,7 @@ class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSetti
 
 
 def _read_presets() -> dict[str, dict[str, Any]]:
-    presets = json.loads(Path(__file__).with_name("presets.json").read_text("utf-8"))
+    presets = json.loads((Path(__file__).parent / "data" / "presets.json").read_text("utf-8"))
     return {
         name: {**presets[preset.get("based_on", name)]["values"], **preset["values"]}
         for name, preset in presets.items()

@@ -48,6 +48,8 @@ from .files import project_root as project_root
 from .files import whole as whole
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .images import FORMATS as FORMATS
+from .images import MAX_ASPECT as MAX_ASPECT
 from .images import MAX_PIXELS as MAX_PIXELS
 from .images import BrokenImageError as BrokenImageError
 from .images import decode_image as decode_image

@@ -67,6 +67,8 @@ class Pairs(Sequence):
         The same keys, by what is wrong with them.
     understood : tuple of str
         Two lines for people: how the source was read, and what was left out.
+    faults : tuple of str
+        What else was wrong with the files: captions that cannot be read, keys that occur twice.
     """
 
     def __init__(self, manifest, split, source: "Source", caption_noise, seed, max_pairs, rows):
@@ -80,6 +82,7 @@ class Pairs(Sequence):
             self.swapped[chosen] = True
         self.manifest, self.split, self.skipped = manifest, split, source.skipped
         self.left_out = {why: list(keys) for why, keys in source.left_out.items()}
+        self.faults: tuple[str, ...] = source.faults
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
         self.labels = None if source.labels is None else source.labels[rows]
         self.class_names, self.class_ids = source.class_names, source.class_ids
@@ -215,7 +218,8 @@ def open_pairs(
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs={max_pairs} must be at least 1, or None for all")
     source, rows = _open_source(manifest, split, manifest.data_root)
-    check_broken(source.skipped, len(source.keys) + len(source.skipped), max_unreadable)
+    n_listed = len(source.keys) + len(source.skipped)
+    check_broken(source.skipped, n_listed, max_unreadable, source.faults)
     if len(rows) == 0:
         raise ValueError(f"split {split!r} of {manifest.name!r} holds no image with a caption")
     pairs = Pairs(manifest, split, source, caption_noise, seed, max_pairs, rows)

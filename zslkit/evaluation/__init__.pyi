@@ -1,5 +1,6 @@
 """Metrics with intervals, and the ways to measure a trained model."""
 
+from . import certificate as certificate
 from . import evaluator as evaluator
 from . import explore as explore
 from . import geometry as geometry
@@ -12,6 +13,9 @@ from . import registry as registry
 from . import retrieval as retrieval
 from . import stream as stream
 from . import towers as towers
+from .certificate import Certificate as Certificate
+from .certificate import Deviation as Deviation
+from .certificate import certify_gradients as certify_gradients
 from .evaluator import ZeroShotResult as ZeroShotResult
 from .evaluator import evaluate as evaluate
 from .evaluator import example_targets as example_targets
