@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from zslkit.data.noise import CaptionNoise
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
 
@@ -36,6 +37,10 @@ class RunConfig(Strict):
     """A named set of templates (none, simple, ensemble, clip80) or a list of texts with {}."""
     caption_noise: float = Field(0.0, ge=0.0, le=1.0)
     """Share of training images whose captions are swapped among themselves, seeded."""
+    caption_noise_kind: CaptionNoise = "image"
+    """image (all captions of an image), or single ones: caption, similar, words, boilerplate."""
+    caption_noise_file: str | None = None
+    """Published noise: .npy or text, which caption (from 0) stands in each place."""
     max_pairs: int | None = Field(None, ge=1)
     """Train on this many pairs, drawn with the seed; None: all."""
     max_unreadable: float = Field(0.01, ge=0.0, le=1.0)
