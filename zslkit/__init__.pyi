@@ -27,6 +27,7 @@ from .data.pairs import open_pairs as open_pairs
 from .encoders.dual import DualEncoder as DualEncoder
 from .encoders.dual import build_dual_encoder as build_dual_encoder
 from .evaluation.evaluator import evaluate as evaluate
+from .evaluation.fitting import fit_closed_form as fit_closed_form
 from .evaluation.metrics import flat_hit_at_k as flat_hit_at_k
 from .evaluation.metrics import retrieval_recall as retrieval_recall
 from .losses import contrastive_loss as contrastive_loss

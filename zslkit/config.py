@@ -27,6 +27,8 @@ class RunConfig(Strict):
     """Folder that the manifest's paths start from; None: the manifest's own folder."""
     train_split: str = "train"
     """Split of the manifest to train on."""
+    dev_split: str = "dev"
+    """Split that chooses settings; a fifth of the training images where the manifest has none."""
     test_split: str = "test"
     """Split of the manifest for image-text retrieval after training."""
     zeroshot_manifest: str | None = "toy"
@@ -73,6 +75,10 @@ class RunConfig(Strict):
     """Dropout on the text features that enter the projection."""
 
     # objective
+    fit: Literal["gradient", "ridge", "cca"] = "gradient"
+    """gradient trains; ridge and cca fit linear projections of frozen towers in closed form."""
+    init: Literal["random", "ridge", "cca"] = "random"
+    """Projections that a training starts from: random, or such a closed form."""
     contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax (InfoNCE) or sigmoid (SigLIP), which learns a bias besides the scale."""
     soft_targets: SoftTargets = "teacher"
@@ -106,9 +112,11 @@ class RunConfig(Strict):
     trusted_end: float = Field(0.0, ge=0.0, le=1.0)
     """The same at the last step; linear in between."""
     pair_trust: bool = False
-    """Weigh each pair by the probability that its caption is right, from the teacher's losses."""
+    """Weigh each pair by the probability that its caption is right, as trust_judge finds it."""
+    trust_judge: Literal["teacher", "held_out"] = "teacher"
+    """teacher (its losses, again each epoch) or held_out (closed forms that never saw the pair)."""
     pair_trust_epoch: int = Field(3, ge=1)
-    """First epoch (from 0) with these weights; a younger teacher cannot tell."""
+    """First epoch (from 0) with the teacher's weights; a younger one cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
     """Initial scale of similarities (1 / temperature), contrastive and distillation."""
     logit_bias: float | None = None
@@ -200,7 +208,13 @@ class RunConfig(Strict):
     @property
     def needs_teacher(self) -> bool:
         """Whether soft targets or pair weights come from a teacher."""
-        return self.pair_trust or self.soft_targets in ("teacher", "transport", "progressive")
+        judges = self.pair_trust and self.trust_judge == "teacher"
+        return judges or self.soft_targets in ("teacher", "transport", "progressive")
+
+    @property
+    def start(self) -> str:
+        """What the projections start from: random, ridge or cca."""
+        return self.init if self.fit == "gradient" else self.fit
 
     @classmethod
     def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":

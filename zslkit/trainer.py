@@ -13,6 +13,7 @@ from zslkit.checkpoint import Run, read_history, restore_checkpoint, save_checkp
 from zslkit.config import RunConfig
 from zslkit.data.sampling import check_broken
 from zslkit.encoders.dual import build_dual_encoder
+from zslkit.evaluation.fitting import fit_projections
 from zslkit.report.cards import write_card
 from zslkit.report.provenance import peak_memory, provenance
 from zslkit.teacher import build_teacher
@@ -62,10 +63,13 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     model = build_dual_encoder(config).to(device)
     data = TrainingData(model, config, device)
     run_dir, checkpoint = start_run_dir(config)
+    if config.start != "random" and not checkpoint:
+        fit_projections(model, data, config)
     teacher = build_teacher(model, config)
     optimizer = build_optimizer(model, config)
     parameters = trainable(model)
     total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
+    total_steps *= config.fit == "gradient"
     torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
     state = {"step": 0, "broken": sorted(data.broken), "seconds": 0.0}
     if checkpoint:
@@ -93,7 +97,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             if teacher and step and step % (config.generation_epochs * data.per_epoch) == 0:
                 teacher.end_generation(model)
             epoch_starts = step % data.per_epoch == 0
-            if config.pair_trust and epoch >= config.pair_trust_epoch and epoch_starts:
+            if config.pair_trust and config.trust_judge == "held_out":
+                if data.trust is None:
+                    data.estimate_trust(model)
+            elif config.pair_trust and epoch >= config.pair_trust_epoch and epoch_starts:
                 data.estimate_trust(teacher.model)
 
             if not model.training:  # a callback may have measured it

@@ -37,9 +37,8 @@ def _moved_within(found):
 
 def test_similar_captions_share_more_words_than_any():
     rng = np.random.default_rng(0)
-    texts = [
-        " ".join(rng.choice([f"{topic}{i}" for i in range(9)], 5)) for topic in "abcdefgh" * 25
-    ]
+    words = {topic: [f"{topic}{i}" for i in range(9)] for topic in "abcdefgh"}
+    texts = [" ".join(rng.choice(words[topic], 5)) for topic in "abcdefgh" * 25]
     captions = [(text,) for text in texts]
 
     def overlap(kind):

@@ -2,10 +2,13 @@
 
 from . import audit as audit
 from . import cache as cache
+from . import caption_trust as caption_trust
+from . import closed_form as closed_form
 from . import files as files
 from . import images as images
 from . import ledger as ledger
 from . import manifests as manifests
+from . import noise as noise
 from . import pairs as pairs
 from . import sampling as sampling
 from . import schema as schema
@@ -24,6 +27,12 @@ from .audit import score_pairs as score_pairs
 from .cache import Embeddings as Embeddings
 from .cache import embed as embed
 from .cache import tower_features as tower_features
+from .caption_trust import believe_captions as believe_captions
+from .caption_trust import caption_losses as caption_losses
+from .caption_trust import held_out_trust as held_out_trust
+from .closed_form import LinearMaps as LinearMaps
+from .closed_form import Moments as Moments
+from .closed_form import Spectra as Spectra
 from .files import find_files as find_files
 from .files import portable as portable
 from .files import project_root as project_root
@@ -41,6 +50,8 @@ from .ledger import write_ledger as write_ledger
 from .manifests import Manifest as Manifest
 from .manifests import list_manifests as list_manifests
 from .manifests import load_manifest as load_manifest
+from .noise import plant as plant
+from .noise import read_indices as read_indices
 from .pairs import Pair as Pair
 from .pairs import Pairs as Pairs
 from .pairs import open_pairs as open_pairs
