@@ -184,9 +184,12 @@ def _dev_features(model: DualEncoder, config: RunConfig) -> Features | None:
     images = tower_features(model, dev, config, "dev images")
     rows = images.readable(dev.keys)
     groups = [dev.captions[i] for i in rows]
-    texts = tower_features(model, [*chain.from_iterable(groups)], config, "dev captions").features
+    # distinct and sorted: swapped captions are the same texts, so they share an entry
+    texts = np.array([*chain.from_iterable(groups)], object)
+    distinct, places = np.unique(texts, return_inverse=True)
+    found = tower_features(model, distinct.tolist(), config, "dev captions").features
     owner = np.repeat(np.arange(len(rows)), [len(group) for group in groups])
-    return Features(images.features[rows], texts, torch.from_numpy(owner))
+    return Features(images.features[rows], found[places], torch.from_numpy(owner))
 
 
 @torch.no_grad()
