@@ -199,6 +199,12 @@ class RunConfig(Strict):
             )
         if self.needs_teacher and self.teacher == "frozen" and self.teacher_run is None:
             raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
+        if self.start != "random" and self.projection != "linear":
+            field = "init" if self.fit == "gradient" else "fit"
+            raise ValueError(
+                f"{field}={self.start!r} fits linear maps; with projection={self.projection!r} "
+                "take init='random' and fit='gradient'"
+            )
         if self.logit_scale > self.max_logit_scale:
             raise ValueError(
                 f"logit_scale={self.logit_scale} is above max_logit_scale={self.max_logit_scale}"

@@ -130,16 +130,16 @@ def test_dev_pairs_are_read_where_the_manifest_has_them(frozen, tmp_path):
     assert chosen.dev_score != fit_projections(model, data, other).dev_score
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"fit": "cca", "projection": "mlp"}, r"projection='mlp': a closed form \(cca\) needs"),
-        ({"fit": "ridge"}, "embedding_dim=16 must be at least .* for ridge"),
-    ],
-)
-def test_projections_that_cannot_hold_it_are_refused(frozen, changes, message):
+@pytest.mark.parametrize("field", ["fit", "init"])
+def test_projections_that_are_not_linear_are_refused(field):
+    message = f"{field}='cca' fits linear maps; with projection='mlp' take init='random'"
     with pytest.raises(ValueError, match=message):
-        zk.train(zk.RunConfig(**frozen, **changes))
+        zk.RunConfig(projection="mlp", **{field: "cca"})
+
+
+def test_projections_that_cannot_hold_it_are_refused(frozen):
+    with pytest.raises(ValueError, match="embedding_dim=16 must be at least .* for ridge"):
+        zk.train(zk.RunConfig(**frozen, fit="ridge"))
 
 
 @pytest.mark.parametrize("judge", ["teacher", "held_out"])

@@ -150,11 +150,9 @@ def fit_projections(model: DualEncoder, data: Any, config: RunConfig) -> ClosedF
     Raises
     ------
     ValueError
-        If the projections are not linear, or have too few dimensions.
+        If the projections have too few dimensions.
     """
     kind = config.start
-    if config.projection != "linear":
-        raise ValueError(f"projection={config.projection!r}: a closed form ({kind}) needs linear")
     found = fit_closed_form(
         *data.features_of(model)[:3],
         kind,

@@ -79,7 +79,7 @@ def _training(config: Mapping[str, Any], record: Mapping[str, Any]) -> Table:
         ["swapped captions", str(record["swapped_captions"])],
         ["unreadable images", str(len(record["unreadable_images"]))],
         ["towers", " and ".join(towers)],
-        ["objective", _objective(config)],
+        ["objective", _fitted(config) or _objective(config)],
         ["steps", f"{record['steps']:,} of {record['total_steps']:,} {state or 'complete'}"],
         ["time", f"{record['train_seconds']:,.1f} s: {record['seconds_per_step']:.3g} s a step, "
                  f"{record['images_per_second']:,.0f} images/s"],
@@ -92,7 +92,17 @@ def _objective(config: Mapping[str, Any]) -> str:
     if config["soft_targets"] != "none":
         kind = config["soft_targets"].replace("_", " ")
         words = f"{config['contrastive_weight']:g} {words}, the rest towards {kind} targets"
-    return words + ", pairs weighed by the teacher's trust" * config["pair_trust"]
+    judge = {"held_out": "fits that never saw them"}.get(config.get("trust_judge"))
+    return words + f", pairs weighed by {judge or "the teacher's trust"}" * config["pair_trust"]
+
+
+def _fitted(config: Mapping[str, Any]) -> str:
+    """Word what was not learnt by gradients: all of it, or the start; nothing in older runs."""
+    fit, start = config.get("fit", "gradient"), config.get("init", "random")
+    if fit != "gradient":
+        weighed = ", captions weighed by fits that never saw them" * config["pair_trust"]
+        return f"{fit} in closed form{weighed}"
+    return f"{_objective(config)}, started from {start}" if start != "random" else ""
 
 
 def _origin(run: Mapping[str, Any]) -> Table:
