@@ -92,8 +92,9 @@ def _objective(config: Mapping[str, Any]) -> str:
     if config["soft_targets"] != "none":
         kind = config["soft_targets"].replace("_", " ")
         words = f"{config['contrastive_weight']:g} {words}, the rest towards {kind} targets"
-    judge = {"held_out": "fits that never saw them"}.get(config.get("trust_judge"))
-    return words + f", pairs weighed by {judge or "the teacher's trust"}" * config["pair_trust"]
+    held_out = config.get("trust_judge") == "held_out"
+    judge = "fits that never saw them" if held_out else "the teacher's trust"
+    return words + f", pairs weighed by {judge}" * config["pair_trust"]
 
 
 def _fitted(config: Mapping[str, Any]) -> str:
