@@ -63,15 +63,16 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     model = build_dual_encoder(config).to(device)
     data = TrainingData(model, config, device)
     run_dir, checkpoint = start_run_dir(config)
+    trust = None
     if config.start != "random" and not checkpoint:
-        fit_projections(model, data, config)
+        trust = fit_projections(model, data, config).trust
     teacher = build_teacher(model, config)
     optimizer = build_optimizer(model, config)
     parameters = trainable(model)
     total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
     total_steps *= config.fit == "gradient"
     torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
-    state = {"step": 0, "broken": sorted(data.broken), "seconds": 0.0}
+    state = {"step": 0, "broken": sorted(data.broken), "seconds": 0.0, "trust": trust}
     if checkpoint:
         state = restore_checkpoint(checkpoint, model, teacher, optimizer)
     step, data.trust = state["step"], state.pop("trust", None)

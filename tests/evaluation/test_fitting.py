@@ -157,6 +157,18 @@ def test_trust_is_per_caption(frozen, judge):
         torch.testing.assert_close(data.trust_of(batch), data.trust[batch.captions])
 
 
+def test_a_start_from_a_filtered_fit_brings_its_trust(frozen):
+    noise = {"caption_noise": 0.5, "caption_noise_kind": "caption"}
+    config = zk.RunConfig(**frozen, **noise, init="cca", pair_trust=True, trust_judge="held_out")
+    model = zk.build_dual_encoder(config)
+    data = TrainingData(model, config, torch.device("cpu"))
+    trust = fit_projections(model, data, config).trust
+    data.estimate_trust(model)  # the towers are frozen: nothing has changed
+    torch.testing.assert_close(trust, data.trust)
+    run = zk.train(config)
+    assert 0 < run.history[0]["mean_trust"] < 1
+
+
 def test_recall_sum_adds_both_ways_in_percent():
     ranks = {"text_to_image": np.array([0, 4, 9, 30]), "image_to_text": np.array([0, 2])}
     assert recall_sum(ranks) == pytest.approx(25 + 50 + 75 + 50 + 100 + 100)

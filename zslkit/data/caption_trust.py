@@ -58,18 +58,19 @@ def held_out_trust(
         sums = [Moments(images.shape[1], texts.shape[1]).add(v, t, own, trust[captions])
                 for v, t, own, captions in folds]  # fmt: skip
         whole = sum(sums[1:], sums[0])
-        losses = torch.zeros(len(texts))
+        losses, mismatched = torch.zeros(2, len(texts))
         for part, (v, t, own, captions) in zip(sums, folds, strict=True):
             maps = Spectra(whole - part).cca(*_PENALTIES)
-            losses[captions] = caption_losses(maps.project_image(v), maps.project_text(t), own)
-        trust = believe_captions(losses, owner, len(images))
+            found = caption_losses(maps.project_image(v), maps.project_text(t), own)
+            losses[captions], mismatched[captions] = found
+        trust = believe_captions(losses, mismatched, owner, len(images))
     return trust
 
 
 def caption_losses(
     images: Tensor, texts: Tensor, owner: Tensor, scale: float = 20.0, most: int = _MOST
-) -> Tensor:
-    """Contrastive loss of each caption with its image, mean of both directions.
+) -> tuple[Tensor, Tensor]:
+    """Contrastive loss of each caption with its image, and with another one, on purpose.
 
     Parameters
     ----------
@@ -83,10 +84,9 @@ def caption_losses(
 
     Returns
     -------
-    Tensor of shape (M,), float
-        In nats. N x M similarities are never held at once.
+    losses, mismatched : Tensor of shape (M,), float
+        Means of both directions, in nats. N x M similarities are never held at once.
     """
-    own = scale * (images.index_select(0, owner) * texts).sum(dim=1)
 
     def log_normalisers(queries: Tensor, candidates: Tensor) -> Tensor:
         some = candidates[:: -(-len(candidates) // most)]
@@ -94,24 +94,31 @@ def caption_losses(
         return torch.cat([(scale * block @ some.T).logsumexp(dim=1) for block in blocks])
 
     per_caption, per_image = log_normalisers(texts, images), log_normalisers(images, texts)
-    # the own pair may not be among the candidates taken: the loss stays above 0 all the same
-    both = torch.logaddexp(per_caption, own) + torch.logaddexp(per_image[owner], own)
-    return both / 2 - own
+
+    def loss(partner: Tensor) -> Tensor:
+        own = scale * (images.index_select(0, partner) * texts).sum(dim=1)
+        # the pair may not be among the candidates taken: the loss stays above 0 all the same
+        both = torch.logaddexp(per_caption, own) + torch.logaddexp(per_image[partner], own)
+        return both / 2 - own
+
+    return loss(owner), loss((owner + len(images) // 2) % len(images))
 
 
 def believe_captions(
-    losses: Tensor, owner: Tensor, n_images: int, n_iterations: int = 40
+    losses: Tensor, mismatched: Tensor, owner: Tensor, n_images: int, n_iterations: int = 40
 ) -> Tensor:
-    """Probability that each caption belongs to the group of low loss.
+    """Probability that each caption is right, by what wrong ones are known to cost.
 
-    Two groups of losses, right and wrong, as a mixture of two Gaussians; and how many of an
+    Two groups of losses, a Gaussian each: the wrong one is known from captions that were put to
+    another image on purpose, so that clean captions are not split in two. How many of an
     image's captions are right differs between images, in a way that is itself estimated: where
     captions were swapped image by image, all or none, where single ones were shuffled, any share.
     So an image's other captions count for as much as they tell.
 
     Parameters
     ----------
-    losses : Tensor of shape (M,), float
+    losses, mismatched : Tensor of shape (M,), float
+        Of :func:`caption_losses`.
     owner : Tensor of shape (M,), int64
         Image of each.
     n_images : int
@@ -124,11 +131,12 @@ def believe_captions(
 
     References
     ----------
-    Huang et al. (2021), section 3.2, for the mixture; Kiefer and Wolfowitz (1956), "Consistency
-    of the maximum likelihood estimator in the presence of infinitely many incidental
-    parameters", for the distribution of shares over images, here on a grid.
+    Huang et al. (2021), section 3.2, for the mixture, there of two free groups; Kiefer and
+    Wolfowitz (1956), "Consistency of the maximum likelihood estimator in the presence of
+    infinitely many incidental parameters", for the distribution of shares over images, here on a
+    grid.
     """
-    likelihood = two_groups(losses, n_iterations)
+    likelihood = two_groups(losses, mismatched, n_iterations)
     shares = torch.linspace(0.02, 0.98, 13, dtype=likelihood.dtype, device=losses.device)
     logs = torch.stack([shares.log(), (1 - shares).log()])
     right = likelihood[:, :1] + logs[0]
@@ -141,27 +149,34 @@ def believe_captions(
     return (membership[owner] * (right - per_caption).exp()).sum(dim=1).clamp(0, 1).float()
 
 
-def two_groups(losses: Tensor, n_iterations: int = 40) -> Tensor:
-    """Fit a mixture of two Gaussians by expectation maximisation.
+def two_groups(losses: Tensor, mismatched: Tensor, n_iterations: int = 40) -> Tensor:
+    """Fit the group of right captions beside the known one of wrong captions.
 
-    Started at the first and last decile, so that equal losses give equal results on every call.
+    By expectation maximisation, started at the first decile, so that equal losses give equal
+    results on every call. Beyond both means the likelihoods are those at the means: a loss that
+    no group explains says no more than a typical one.
 
     Returns
     -------
     Tensor of shape (M, 2), float64
-        Log likelihood of each loss, shares of the groups left out, in the group of low and of
-        high loss.
+        Log likelihood of each loss as a right and as a wrong caption's.
     """
-    x = losses.double()
+    x, wrong = losses.double(), mismatched.double()
     ordered = x.sort().values  # torch.quantile refuses more than 16 million
-    means = torch.stack([ordered[round(q * (len(x) - 1))] for q in (0.1, 0.9)])
-    variances = x.var(correction=0).clamp_min(1e-8).repeat(2)
+    means = torch.stack([ordered[len(x) // 10], wrong.mean()])
+    variances = torch.stack([x.var(correction=0), wrong.var(correction=0)]) + 1e-4
     shares = torch.full_like(means, 0.5)
     for _ in range(n_iterations):
-        log_likelihood = -0.5 * (variances.log() + (x[:, None] - means) ** 2 / variances)
-        membership = (shares.log() + log_likelihood).softmax(dim=1)
-        mass = membership.sum(dim=0).clamp_min(1e-8)
-        means = (membership * x[:, None]).sum(dim=0) / mass
-        variances = (membership * (x[:, None] - means) ** 2).sum(dim=0) / mass + 1e-4
-        shares = mass / mass.sum()
-    return log_likelihood[:, means.argsort()]
+        log_likelihood = _normal(x, means, variances)
+        right = (shares.log() + log_likelihood).softmax(dim=1)[:, 0]
+        mass = right.sum().clamp_min(1e-8)
+        means[0] = (right * x).sum() / mass
+        variances[0] = (right * (x - means[0]) ** 2).sum() / mass + 1e-4
+        shares[0] = (mass / len(x)).clamp(1e-6, 1 - 1e-6)
+        shares[1] = 1 - shares[0]
+    low, high = means.sort().values
+    return _normal(x.clamp(low, high), means, variances)
+
+
+def _normal(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    return -0.5 * (variances.log() + (x[:, None] - means) ** 2 / variances)

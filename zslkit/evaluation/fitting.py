@@ -147,20 +147,32 @@ def fit_projections(model: DualEncoder, data: Any, config: RunConfig) -> ClosedF
         ``start`` names the kind; ``pair_trust`` filters; ``dev_split`` of the manifest chooses,
         with wrong captions as the training split has them.
 
+    Returns
+    -------
+    ClosedForm
+        With ``trust`` for all captions of the training pairs: 0 where the image is unreadable.
+
     Raises
     ------
     ValueError
         If the projections have too few dimensions.
     """
     kind = config.start
+    images, texts, owner, kept = data.features_of(model)
     found = fit_closed_form(
-        *data.features_of(model)[:3],
+        images,
+        texts,
+        owner,
         kind,
         dev=_dev_features(model, config),
         filtered=config.pair_trust,
         k=config.embedding_dim,
     )
     _load(model, found.maps, config)
+    if found.trust is not None:
+        trust = torch.zeros(len(kept))
+        trust[kept] = found.trust
+        found = found._replace(trust=trust)
     return found
 
 

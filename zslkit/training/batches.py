@@ -188,7 +188,7 @@ class TrainingData:
         else:
             embedded = [model.project_image(images.to(self.device)).cpu()]
             embedded += [model.project_text(texts.to(self.device)).cpu()]
-            believed = believe_captions(caption_losses(*embedded, owner), owner, len(images))
+            believed = believe_captions(*caption_losses(*embedded, owner), owner, len(images))
         self.trust = torch.zeros(len(kept))
         self.trust[kept] = believed
 
