@@ -32,7 +32,7 @@ OBJECTIVES = {
     "CCA, filtered": ("laptop", {"fit": "cca", **FILTERED}),
     "InfoNCE": ("laptop", {"soft_targets": "none"}),
     "EMA teacher (laptop)": ("laptop", {}),
-    "EMA teacher from CCA": ("laptop", {"init": "cca"}),
+    "EMA teacher from CCA": ("laptop", {"init": "cca", "epochs": 10}),
     "EMA teacher, trust by the teacher": (
         "laptop",
         {"pair_trust": True, "trust_judge": "teacher"},

@@ -176,8 +176,9 @@ class TrainingData:
             rows = self.feature_of
         kept = np.repeat(np.isin(np.arange(len(self.pairs)), self.usable), self.captions_of)
         owner = np.repeat(np.arange(len(self)), self.captions_of[self.usable])
-        found = _take(images, self.usable), _take(texts, rows[kept]), torch.from_numpy(owner)
-        return (*found, torch.from_numpy(kept))
+        # memory-mapped images stay on disk where all of them can be read
+        images = images if len(images) == len(self) else _take(images, self.usable)
+        return images, _take(texts, rows[kept]), torch.from_numpy(owner), torch.from_numpy(kept)
 
     @torch.inference_mode()
     def estimate_trust(self, model: DualEncoder) -> None:
