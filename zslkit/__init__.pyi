@@ -33,6 +33,7 @@ from .encoders.dual import DualEncoder as DualEncoder
 from .encoders.dual import build_dual_encoder as build_dual_encoder
 from .evaluation.certificate import certify_gradients as certify_gradients
 from .evaluation.evaluator import evaluate as evaluate
+from .evaluation.fitting import fit_closed_form as fit_closed_form
 from .evaluation.metrics import flat_hit_at_k as flat_hit_at_k
 from .evaluation.metrics import retrieval_recall as retrieval_recall
 from .evaluation.registry import metric_facts as metric_facts

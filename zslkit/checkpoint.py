@@ -40,7 +40,7 @@ class LoopState:
     seconds: float = 0.0
     """Spent on these steps, in all sessions of the run."""
     trust: Tensor | None = None
-    """(N,) probability that each training pair is right; None before it is judged."""
+    """(M,) probability that each training caption is right; None before it is judged."""
     random: dict[str, Tensor] = field(default_factory=dict)
     """States of torch's random generators by device, as of the last checkpoint."""
 

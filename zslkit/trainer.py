@@ -24,6 +24,7 @@ from zslkit.config import RunConfig
 from zslkit.data.sampling import check_broken
 from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
+from zslkit.evaluation.fitting import fit_projections
 from zslkit.report.cards import write_card
 from zslkit.report.provenance import provenance
 from zslkit.report.run_folder import RunFacts, rewind_history, run_folder
@@ -75,16 +76,19 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     dist.start(device)
     model = build_dual_encoder(config).to(device)
     data = TrainingData(model, config, device)
-    teacher = build_teacher(model, config)
-    optimizer, parameters = build_optimizer(model, config), trainable(model)
     total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
+    total_steps *= config.fit == "gradient"
     facts = RunFacts(data.per_epoch, total_steps, pairs=len(data))
     facts.swapped_captions = int(data.pairs.swapped.sum())
-    torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
 
     with run_folder(config) as run_dir, repeatable(device), interruptible() as stop:
-        state = LoopState(broken=sorted(data.broken))
-        if checkpoint := latest_checkpoint(run_dir):
+        state, checkpoint = LoopState(broken=sorted(data.broken)), latest_checkpoint(run_dir)
+        if config.start != "random" and not checkpoint:
+            state.trust = fit_projections(model, data, config).trust
+        teacher = build_teacher(model, config)
+        optimizer, parameters = build_optimizer(model, config), trainable(model)
+        torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
+        if checkpoint:
             state = restore_checkpoint(checkpoint, model, teacher, optimizer)
         run = Run(model, config, rewind_history(run_dir, state.step), run_dir, teacher, facts)
         began = time.perf_counter() - state.seconds
@@ -105,14 +109,16 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 ended, within = divmod(state.step, data.per_epoch)  # epochs, batches of this one
                 if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
                     teacher.end_generation(model)
-                if config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
+                if config.pair_trust and config.trust_judge == "held_out":
+                    state.trust = data.estimate_trust(model) if state.trust is None else state.trust
+                elif config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
                     state.trust = data.estimate_trust(teacher.model)
 
                 if not model.training:  # a callback may have measured it
                     model.train()
                 rate = set_learning_rate(optimizer, state.step, total_steps, config)
                 optimizer.zero_grad(set_to_none=True)
-                trust = None if state.trust is None else state.trust[batch.rows].to(device)
+                trust = None if state.trust is None else state.trust[batch.captions].to(device)
                 progress = state.step / total_steps
                 loss, terms = backward(model, teacher, batch, config, progress, trust)
                 dist.average_gradients(parameters)

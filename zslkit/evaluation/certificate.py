@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.teacher import build_teacher
 from zslkit.training import dist
 from zslkit.training.batches import TrainingData
 from zslkit.training.device import choose_device, repeatable
