@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from zslkit.config import ObjectiveSettings, RunConfig
 from zslkit.data.files import write_json
 from zslkit.data.sealed import damage, flush, seal
+from zslkit.data.weights import fingerprint, load_tensors
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.encoders.weights import fingerprint, load_tensors
 from zslkit.report.cards import read_run
 from zslkit.report.run_folder import RunFacts, read_history
 from zslkit.teacher import Teacher

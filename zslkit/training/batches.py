@@ -14,9 +14,9 @@ from zslkit.data.cache import tower_features
 from zslkit.data.caption_trust import believe_captions, caption_losses, held_out_trust
 from zslkit.data.named import training_pairs
 from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
+from zslkit.data.weights import fingerprint
 from zslkit.data.words import duplicate_share
 from zslkit.encoders.dual import DualEncoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.objective import Embedded
 from zslkit.training import dist
 
