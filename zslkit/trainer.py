@@ -76,6 +76,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     dist.start(device)
     model = build_dual_encoder(config).to(device)
     data = TrainingData(model, config, device)
+    config = data.config  # its batch is no larger than the data
     total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
     total_steps *= config.fit == "gradient"
     facts = RunFacts(data.per_epoch, total_steps, pairs=len(data))

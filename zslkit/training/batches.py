@@ -1,5 +1,6 @@
 """What the loop eats: features of frozen towers from the cache, pixels and texts for the rest."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,7 @@ class TrainingData:
             distinct, self.feature_of = np.unique(np.array(texts, object), return_inverse=True)
             texts = distinct.tolist()
             self.text_features = tower_features(model, texts, config, "training captions").features
+        self.config = lower_batch(config, len(self))
         self.per_epoch = n_batches(len(self), self.local_size, world_size=dist.world_size())
 
     def __len__(self) -> int:
@@ -204,6 +206,20 @@ class TrainingData:
             places = zip(rows, captions - self.first_caption[rows], strict=True)
             return [self.pairs.captions[i][j] for i, j in places]
         return _take(self.text_features, self.feature_of[captions]).to(self.device)
+
+
+def lower_batch(config: RunConfig, n_pairs: int) -> RunConfig:
+    """Lower ``batch_size`` to what the pairs can fill, and say so; fewer than two stay an error."""
+    share = config.accumulation * dist.world_size()
+    most = n_pairs // share * share
+    if config.batch_size <= most or most < 2:
+        return config
+    if dist.rank() == 0:
+        words = (
+            f"batch_size={config.batch_size} is more than the {n_pairs} pairs: lowered to {most}"
+        )
+        print(words, file=sys.stderr)
+    return config.model_copy(update={"batch_size": most})
 
 
 def _take(features: Tensor, rows: np.ndarray) -> Tensor:
