@@ -1,4 +1,5 @@
 # Two commands: `make report` and `make test`. Both make .venv from the lock files first.
+# The report computes with portable numerics: equal bits on processors of different makers.
 # `make report ARGS=--fresh` also runs the notebooks that have not changed.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -7,7 +8,7 @@ THREADS := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 .PHONY: report test lint lock clean
 
 report: $(VENV)/.complete
-	$(THREADS) $(PYTHON) -m zslkit report $(ARGS)
+	$(THREADS) $(PYTHON) -m zslkit report --portable $(ARGS)
 
 test: $(VENV)/.complete
 	$(THREADS) $(PYTHON) -m pytest

@@ -7,17 +7,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zslkit.checkpoint import (
+    LoopState,
+    build_teacher,
     latest_checkpoint,
     load_run,
-    read_history,
     restore_checkpoint,
     save_checkpoint,
-    start_run_dir,
 )
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json
+from zslkit.data.sealed import seal
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.teacher import build_teacher
+from zslkit.report.run_folder import RunFacts, read_history, run_folder
 from zslkit.trainer import train
 from zslkit.training.optim import build_optimizer
 
@@ -50,18 +51,28 @@ def parts(tiny_settings):
     )
 
 
-def save(run_dir, step, parts, **state):
-    return save_checkpoint(run_dir, step, parts.model, parts.teacher, parts.optimizer, state)
+def save(run_dir, step, parts, keep=2, **state):
+    state, parts = LoopState(step, **state), (parts.model, parts.teacher, parts.optimizer)
+    return save_checkpoint(run_dir, state, *parts, keep=keep)
 
 
 def rewrite(path, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+    seal_again(path.parent)
 
 
 def edit_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    seal_again(path.parent)
+
+
+def seal_again(folder):
+    """Make what a test wrote look like what the run wrote."""
+    if (folder / "manifest.json").is_file():
+        (folder / "manifest.json").unlink()
+        seal(folder)
 
 
 def files_in(folder):
@@ -71,6 +82,7 @@ def files_in(folder):
 def test_a_checkpoint_is_tensors_and_json_and_nothing_is_unpickled(trained, monkeypatch):
     folder = latest_checkpoint(trained.run_dir)
     assert files_in(folder) == [
+        "manifest.json",
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",
@@ -91,11 +103,13 @@ def test_a_checkpoint_is_tensors_and_json_and_nothing_is_unpickled(trained, monk
     assert load_run(trained.run_dir).history == trained.history
 
 
-def test_only_the_newest_checkpoint_stays(parts, tmp_path):
-    for step in (9, 10, 100):
-        folder = save(tmp_path, step, parts)
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_checkpoints_stay(parts, tmp_path, keep):
+    for step in (9, 10, 100, 101):
+        folder = save(tmp_path, step, parts, keep=keep)
         assert latest_checkpoint(tmp_path) == folder
-    assert [path.name for path in folder.parent.iterdir()] == ["step-000000100"]
+    left = sorted(int(path.name.removeprefix("step-")) for path in folder.parent.iterdir())
+    assert left == [9, 10, 100, 101][-keep:]
 
 
 def test_the_highest_step_counts_where_an_older_one_was_not_yet_removed(parts, tmp_path):
@@ -121,7 +135,7 @@ def test_a_checkpoint_cut_short_is_ignored_and_later_removed(parts, tmp_path, mo
     (first.parent / "writing-1-3").mkdir()  # of another process
     assert latest_checkpoint(tmp_path) == first
     second = save(tmp_path, 2, parts)
-    assert list(first.parent.iterdir()) == [second]
+    assert sorted(first.parent.iterdir()) == [first, second]
 
 
 def test_a_json_file_is_whole_or_absent(tmp_path):
@@ -137,7 +151,8 @@ def test_everything_comes_back(parts, tmp_path, tiny_settings):
     parts.optimizer.param_groups[0]["lr"] = 0.125
     parts.optimizer.step()
     parts.teacher.update(parts.model)
-    folder = save(tmp_path, 5, parts, broken=["a"])
+    trust = torch.tensor([0.25, 1.0])
+    folder = save(tmp_path, 5, parts, broken=["a"], seconds=2.5, trust=trust)
     drawn = torch.rand(3)
 
     config = RunConfig(**{**tiny_settings, **FROZEN})
@@ -145,7 +160,8 @@ def test_everything_comes_back(parts, tmp_path, tiny_settings):
     teacher, optimizer = build_teacher(model, config), build_optimizer(model, config)
     state = restore_checkpoint(folder, model, teacher, optimizer)
     assert torch.equal(torch.rand(3), drawn)
-    assert state == {"step": 5, "broken": ["a"]}
+    assert (state.step, state.broken, state.seconds) == (5, ["a"], 2.5)
+    assert torch.equal(state.trust, trust)
     for new, old in ((model, parts.model), (teacher, parts.teacher)):
         for name, tensor in old.state_dict().items():
             assert torch.equal(new.state_dict()[name], tensor), name
@@ -305,10 +321,16 @@ def test_rows_past_the_checkpoint_are_dropped_when_the_run_goes_on(copied, train
 
 def test_free_settings_may_change_on_resume_and_others_may_not(copied, trained):
     settings = {**trained.config.model_dump(), "output_dir": str(copied), "resume": True}
-    folder, checkpoint = start_run_dir(RunConfig(**{**settings, "checkpoint_every": 7}))
-    assert (folder, checkpoint) == (copied, latest_checkpoint(copied))
-    with pytest.raises(ValueError, match=r"resume=True: .*learning_rate=0.5 \(was [0-9.]+\)"):
-        start_run_dir(RunConfig(**{**settings, "learning_rate": 0.5}))
+    before = latest_checkpoint(copied)
+    with run_folder(RunConfig(**{**settings, "checkpoint_every": 7, "keep_checkpoints": 3})) as own:
+        assert own == copied
+    assert latest_checkpoint(copied) == before
+    message = r"resume=True: .*learning_rate=0.5 \(was [0-9.]+\)"
+    with (
+        pytest.raises(ValueError, match=message),
+        run_folder(RunConfig(**{**settings, "learning_rate": 0.5})),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -316,12 +338,103 @@ def test_checkpoints_that_belong_to_no_configuration_are_moved_aside(copied, tra
     """They would pass for this run's own, whatever trained them."""
     (copied / "config.json").unlink()
     settings = {**trained.config.model_dump(), "output_dir": str(copied), "resume": resume}
-    assert start_run_dir(RunConfig(**settings)) == (copied, None)
+    with run_folder(RunConfig(**settings)) as own:
+        assert own == copied
     assert latest_checkpoint(copied) is None
     assert latest_checkpoint(copied / "earlier-1") is not None
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tiny_settings, tmp_path):
     (tmp_path / "run").write_text("in the way")
-    with pytest.raises(OSError, match="cannot be written .*give a folder that you may write to"):
-        start_run_dir(config_of(tiny_settings, tmp_path / "run"))
+    message = "cannot be written .*give a folder that you may write to"
+    config = config_of(tiny_settings, tmp_path / "run")
+    with pytest.raises(OSError, match=message), run_folder(config):
+        pass
+
+
+def test_a_run_without_its_record_still_says_where_it_stands(copied):
+    """A killed run left checkpoints and no run.json; notebooks ask for its steps all the same."""
+    (copied / "run.json").unlink()
+    facts = load_run(copied).facts
+    assert facts.steps == 4
+    assert facts.interrupted
+    assert facts == RunFacts(steps=4)
+
+
+def test_facts_of_speed_are_those_of_all_steps():
+    facts = RunFacts(steps_per_epoch=4, total_steps=8)
+    facts.measure(steps=4, seconds=2.0, batch_size=10)
+    assert (facts.seconds_per_step, facts.images_per_second, facts.train_seconds) == (0.5, 20, 2)
+    assert facts.interrupted
+    facts.measure(steps=8, seconds=4.0, batch_size=10)
+    assert not facts.interrupted
+
+
+def flip_a_bit(path, place, bit=3):
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(parts, tmp_path):
+    """One flipped bit in the weights used to be loaded without a word."""
+    sound = save(tmp_path, 1, parts)
+    damaged = save(tmp_path, 2, parts)
+    flip_a_bit(damaged / "model.safetensors", -5)
+    message = "step-000000002': model.safetensors is not what was written.*; using step-000000001"
+    with pytest.warns(UserWarning, match=message):
+        assert latest_checkpoint(tmp_path) == sound
+
+
+def test_an_empty_checkpoint_is_passed_over_too(parts, tmp_path):
+    sound = save(tmp_path, 1, parts)
+    (sound.parent / "step-000000002").mkdir()
+    with pytest.warns(UserWarning, match="step-000000002': it is empty; using step-000000001"):
+        assert latest_checkpoint(tmp_path) == sound
+
+
+def test_where_no_checkpoint_is_sound_nothing_starts_over(copied, trained):
+    for number, folder in enumerate(sorted((copied / "checkpoints").iterdir())):
+        flip_a_bit(folder / "optimizer.safetensors", 1000 + number)
+    message = "optimizer.safetensors is not what was .*; no sound one is left: restore one from"
+    with pytest.raises(ValueError, match=message):
+        load_run(copied)
+    settings = {**trained.config.model_dump(), "output_dir": str(copied), "resume": True}
+    with pytest.raises(ValueError, match=message):
+        train(RunConfig(**settings))
+
+
+def test_a_run_goes_on_from_the_sound_checkpoint_and_writes_the_damaged_one_again(
+    tiny_settings, tmp_path
+):
+    settings = {**tiny_settings, "checkpoint_every": 2, "image_dropout": 0.2}
+    whole = train(config_of(settings, tmp_path / "whole"))
+    config = config_of(settings, tmp_path / "spoilt")
+    train(config)
+    newest = latest_checkpoint(tmp_path / "spoilt")
+    flip_a_bit(newest / "teacher.safetensors", 4321)
+    with pytest.warns(UserWarning, match="teacher.safetensors is not what was written"):
+        resumed = train(config.model_copy(update={"resume": True}))
+    assert latest_checkpoint(tmp_path / "spoilt") == newest
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+@pytest.mark.parametrize("part", ["model", "teacher", "optimizer"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_saved(parts, tmp_path, part, value):
+    sound = save(tmp_path, 1, parts)
+    parts.model.project_image(torch.randn(4, parts.model.image_tower.feature_dim)).sum().backward()
+    parts.optimizer.step()
+    if part == "optimizer":
+        moments = next(iter(parts.optimizer.state.values()))
+        moments["exp_avg"].view(-1)[0] = value
+    else:
+        net = parts.model if part == "model" else parts.teacher.model
+        net.text_projection[1].weight.data[0, 0] = value
+    with pytest.raises(
+        FloatingPointError, match=rf"step 2 left 1 tensor.* the first: .*\({part}\)"
+    ):
+        save(tmp_path, 2, parts)
+    assert list(sound.parent.iterdir()) == [sound]

@@ -1,9 +1,22 @@
 import pytest
+import torch
 from pydantic import ValidationError
 
-from zslkit.config import PRESETS, RunConfig
+from zslkit.checkpoint import build_teacher
+from zslkit.config import (
+    PRESETS,
+    DataSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    OptimisationSettings,
+    RunConfig,
+    RunSettings,
+)
 from zslkit.data.files import project_root
+from zslkit.objective import soft_targets
 from zslkit.report.notebook import read_count, read_parameters
+from zslkit.training.device import autocast
+from zslkit.training.optim import learning_rate_at
 
 
 def test_defaults_are_the_toy_preset():
@@ -57,7 +70,10 @@ def test_understands_what_papermill_and_shells_pass(text, meaning):
         ({"batch_size": 10, "accumulation": 4}, "accumulation=4 must divide batch_size=10"),
         ({"teacher": "frozen"}, "needs teacher_run"),
         ({"logit_scale": 50, "max_logit_scale": 20}, "logit_scale=50.0 is above max_logit_scale"),
-        ({"soft_targets": "teachers"}, "soft_targets='teachers': Input should be 'none'"),
+        ({"soft_targets": "teachers"}, "soft_targets='teachers': no kind .* did you mean teacher"),
+        ({"contrastive_loss": "sigmoidal"}, "='sigmoidal': no contrastive .* did you mean sigmoid"),
+        ({"caption_noise_kind": "all"}, "caption_noise_kind='all': Input should be 'image', 'cap"),
+        ({"fit": "pls"}, "fit='pls': Input should be 'gradient', 'ridge' or 'cca'"),
         ({"caption_noise": 1.5}, "caption_noise=1.5: .*less than or equal to 1"),
     ],
 )
@@ -113,3 +129,64 @@ def test_whole_numbers_have_bounds():
     assert read_count({"n": 3}, "n", 0, 4) == 3
     with pytest.raises(ValueError, match="n=4: must be a whole number from 0 to 3"):
         read_count({"n": 4}, "n", 0, 4)
+
+
+SECTIONS = (DataSettings, ModelSettings, ObjectiveSettings, OptimisationSettings, RunSettings)
+
+
+def test_a_configuration_is_its_sections_in_their_order():
+    """Flat for its users: the command line, papermill and files list the fields in this order."""
+    of_sections = [name for section in SECTIONS for name in section.model_fields]
+    assert list(RunConfig.model_fields) == of_sections
+    assert len(set(of_sections)) == len(of_sections)
+    assert RunConfig.__annotations__ == {}  # no setting stands outside a section
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_says_what_a_configuration_says(section):
+    assert isinstance(RunConfig(), section)
+    assert section().model_dump() == RunConfig().model_dump(include=set(section.model_fields))
+    with pytest.raises(ValidationError, match="no such key"):
+        section(nothing=1)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (DataSettings, {"prompt_templates": "clip8"}, "did you mean clip80"),
+        (ModelSettings, {"text_tower": "last_blocks=0"}, "text_tower='last_blocks=0' must be"),
+        (ObjectiveSettings, {"teacher": "frozen"}, "needs teacher_run"),
+        (OptimisationSettings, {"batch_size": 10, "accumulation": 4}, "accumulation=4 must divide"),
+        (RunSettings, {"seed": True}, "must be .*not true or false"),
+    ],
+)
+def test_a_section_checks_itself(section, values, message):
+    with pytest.raises(ValidationError, match=message):
+        section(**values)
+
+
+def test_functions_of_one_section_take_it_alone():
+    """The section is what they read: nothing else of a configuration is asked for."""
+    assert learning_rate_at(0, 10, OptimisationSettings(warmup_steps=0)) == 1e-2
+    smooth = ObjectiveSettings(soft_targets="label_smoothing", label_smoothing=0.3)
+    targets, _ = soft_targets(2, 4, None, smooth, 0.0)
+    assert targets.diag().tolist() == pytest.approx([0.7, 0.7])
+    assert build_teacher(torch.nn.Linear(1, 1), smooth) is None
+    assert not autocast(OptimisationSettings(precision="float32"), torch.device("cpu"))._enabled
+
+
+def test_other_pairs_do_not_take_the_presets_labelled_images_for_granted():
+    assert RunConfig.preset("laptop").zeroshot_manifest == "caltech20"
+    assert RunConfig.preset("laptop", manifest="flickr8k").zeroshot_manifest == "caltech20"
+    assert RunConfig.preset("laptop", manifest="my.csv").zeroshot_manifest is None
+    named = {"manifest": "my.csv", "zeroshot_manifest": "cifar10"}
+    assert RunConfig.preset("laptop", **named).zeroshot_manifest == "cifar10"
+
+
+def test_sources_have_options_of_their_own():
+    config = RunConfig(manifest="a.csv", data_root="here", split_shares='{"train": 1.0}')
+    assert config.source["split_shares"] == {"train": 1.0}
+    assert (config.source["data_root"], config.zeroshot_source["data_root"]) == ("here", "here")
+    moved = RunConfig(**{**config.model_dump(), "zeroshot_data_root": "there"})
+    assert moved.zeroshot_source == {"data_root": "there", "max_unreadable": 0.05}
+    assert moved.source == config.source

@@ -33,7 +33,7 @@ def photos(tmp_path):
 def test_models_in(tiny_clips, photos, tmp_path):
     names = {"CLIP": f"hf:{tiny_clips['clip']}", "PHOTO": photos / "0.png"}
     found = run_page("models-in.md", **names, CACHE=str(tmp_path / "cache"))
-    assert found["run"].record["steps"] == 2
+    assert found["run"].facts.steps == 2
 
 
 def test_models_out(tiny_settings, photos, tmp_path):

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -15,6 +17,7 @@ from zslkit.__main__ import app, main
 from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.data.pairs import open_pairs
+from zslkit.report.options import read_config
 from zslkit.report.results import record
 from zslkit.trainer import train
 
@@ -44,11 +47,13 @@ def test_every_field_of_the_configuration_is_an_option():
     import typer
 
     command = typer.main.get_command(app).commands["train"]
-    spellings = {name for option in command.params for name in option.opts}
-    for name in RunConfig.model_fields:
-        assert f"--{name}" in spellings
-        assert f"--{name.replace('_', '-')}" in spellings
-    assert {option.name for option in command.params} == {"preset", *RunConfig.model_fields}
+    spellings = [name for option in command.params for name in option.opts]
+    assert spellings == [
+        *("--preset", "--config"),
+        *(f"--{name.replace('_', '-')}" for name in RunConfig.model_fields),
+    ]
+    names = {option.name for option in command.params}
+    assert names == {"preset", "config", *RunConfig.model_fields}
     helps = {option.name: option.help for option in command.params}
     assert helps["epsilon"] == RunConfig.model_fields["epsilon"].description
 
@@ -64,6 +69,7 @@ def test_options_reach_the_run_in_the_type_of_their_field(monkeypatch):
     words = ("--preset=laptop", "--epochs", "3", "--learn-logit-scale", "false")
     words += ("--cache_dir", "none", "--prompt-templates", '["a {}", "the {}"]')
     run_line("train", *words, code=1)
+    assert isinstance(given[0].epochs, int)
     assert given == [
         RunConfig.preset(
             "laptop",
@@ -73,6 +79,111 @@ def test_options_reach_the_run_in_the_type_of_their_field(monkeypatch):
             prompt_templates=("a {}", "the {}"),
         )
     ]
+
+
+@pytest.fixture
+def configured(monkeypatch):
+    """Give the configuration that a line leads to."""
+    given = []
+
+    def refuse(config):
+        given.append(config)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(zslkit.trainer, "train", refuse)
+
+    def run(*words):
+        run_line("train", *words, code=1)
+        return given.pop()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ("--resume", {"resume": True}),
+        ("--resume --seed 3", {"resume": True, "seed": 3}),
+        ("--resume true", {"resume": True}),
+        ("--resume=false", {}),
+        ("--no-resume --no-learn_logit_scale", {"learn_logit_scale": False}),
+        ("--learn-logit-scale off", {"learn_logit_scale": False}),
+        ("--batch_size 64 --max_pairs=none", {"batch_size": 64}),
+        ("--batch-size=64 --max-pairs 9", {"batch_size": 64, "max_pairs": 9}),
+        ("--clip-norm None --learning-rate 1e-3", {"clip_norm": None, "learning_rate": 1e-3}),
+    ],
+)
+def test_switches_stand_alone_and_both_spellings_work(words, changes, configured):
+    assert configured(*words.split()) == RunConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--epochs abc", "Invalid value for '--epochs': 'abc' is no INTEGER"),
+        ("--max-pairs x", "Invalid value for '--max-pairs': 'x' is no INTEGER and not none"),
+        ("--epsilon high", "Invalid value for '--epsilon': 'high' is no FLOAT"),
+        ("--optimizer adam", "'adam' is not one of them; did you mean adamw?"),
+        ("--batch_siz 3", "No such option: --batch-siz"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named_with_their_option(words, message):
+    assert message in run_line("train", *words.split(), code=2)
+
+
+def test_help_shows_types_choices_sections_and_defaults():
+    text = run_line("train", "--help")
+    for section in ("Data", "Model", "Objective", "Optimisation", "Run"):
+        assert f"─ {section} ─" in text
+    rows = {line.split()[1]: " ".join(line.split()) for line in text.splitlines() if "--" in line}
+    assert "--batch-size INTEGER Pairs that" in rows["--batch-size"]
+    assert "[default: (128)]" in rows["--batch-size"]
+    assert "INTEGER|none" in rows["--max-pairs"]
+    assert "[default: (none)]" in rows["--max-pairs"]
+    assert "FLOAT" in rows["--learning-rate"]
+    assert "[adamw|sgd]" in rows["--optimizer"]
+    assert "batch_size=" not in text
+    assert "--batch_size" not in text
+
+
+def test_settings_come_from_a_file_and_options_change_them(run_dir, configured, tmp_path):
+    config = load_run(run_dir).config
+    assert configured("--config", run_dir / "config.json") == config
+    assert configured("--config", run_dir / "config.json", "--seed", 9).seed == 9
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: laptop\nbatch_size: 64\ncache_dir: null\nprompt_templates: ['a {}']\n")
+    assert configured("--config", file, "--epochs", 2) == RunConfig.preset(
+        "laptop", batch_size=64, cache_dir=None, prompt_templates=("a {}",), epochs=2
+    )
+    results = run_dir / "results.json"
+    assert configured("--config", results).epochs == config.epochs
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_sise: 3", r"batch_sise=3: no such setting in .*mine.yaml; did you mean batch_size"),
+        ("only words", r"mine.yaml: holds no settings, such as batch_size: 64"),
+        ("a: [1", r"mine.yaml: neither JSON nor YAML"),
+        ("batch_size: -1", r"batch_size=-1: .*greater than or equal to 2"),
+    ],
+)
+def test_files_without_settings_are_refused(text, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path / "mine.yaml")
+
+
+def test_a_file_and_a_preset_exclude_each_other(run_dir, monkeypatch, capsys):
+    line = ["zslkit", "train", "--preset", "toy", "--config", str(run_dir / "config.json")]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):
+        main()
+    assert "config.json holds every setting: leave --preset out" in capsys.readouterr().err
+
+
+def test_the_version_is_said():
+    assert run_line("--version") == f"zslkit {zslkit.__version__}\n"
 
 
 def test_a_misspelt_option_is_refused_with_the_nearest():
@@ -89,7 +200,7 @@ def test_an_impossible_value_ends_with_one_line_and_no_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("zslkit: epochs='0': ")
+    assert done.stderr.startswith("zslkit: epochs=0: ")
     assert "greater than or equal to 1" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -142,6 +253,28 @@ def test_retrieval_is_measured_on_any_pairs(run_dir, tmp_path):
     assert found["image_to_text"]["recall@1"]["n"] == 20
 
 
+def test_a_folder_given_with_one_set_leaves_the_other_where_it_is(run_dir, tmp_path):
+    for number, name in enumerate(("dog", "cat")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32), (99 * number, 9, 9)).save(tmp_path / f"set/{name}/{i}.png")
+    content = {"name": "own", "kind": "image_folder", "title": "Own"}
+    content |= {"splits": {"all": {"folder": "set"}}}
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "own.json").write_text(json.dumps(content))
+    line = ["evaluate", run_dir, "--manifest", tmp_path / "away" / "own.json", "--split", "all"]
+    found = json.loads(run_line(*line, "--data-root", tmp_path))
+    assert found["zeroshot"]["hit@1"]["n"] == 4
+    results = json.loads((run_dir / "results.json").read_text())
+    assert found["retrieval"] == results["metrics"]["retrieval"]
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\ndog/0.png,a dog\ncat/1.png,a cat\n")
+    line = ["evaluate", run_dir, "--pairs", table, "--pairs-split", "all"]
+    found = json.loads(run_line(*line, "--data-root", tmp_path / "set"))
+    assert found["retrieval"]["image_to_text"]["recall@1"]["n"] == 2
+    assert found["zeroshot"] == results["metrics"]["zeroshot"]
+
+
 def test_evaluation_among_other_classes_leaves_a_file(run_dir, tmp_path):
     line = ["evaluate", run_dir, "--label-space", "own", "--label-space", "own+cifar10"]
     found = json.loads(run_line(*line, "--templates", "none", "--output-dir", tmp_path / "out"))
@@ -188,18 +321,23 @@ def test_embedding_writes_unit_vectors_with_their_rows(run_dir, tmp_path, tiny_s
     torch.testing.assert_close(tensors["embeddings"].norm(dim=1), torch.ones(32))
 
 
-def test_an_interrupted_training_exits_130_and_goes_on(tiny_settings, tmp_path, monkeypatch):
-    def press_ctrl_c(run, row):
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138)]
+)
+def test_a_stopped_training_exits_as_its_signal_says_and_goes_on(
+    tiny_settings, tmp_path, monkeypatch, name, code
+):
+    def send(run, row):
         if row["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), getattr(signal, name))
 
     with monkeypatch.context() as patch:
-        patch.setattr(zslkit.trainer, "train", lambda config: train(config, [press_ctrl_c]))
-        output = run_line("train", *options_of(tiny_settings, tmp_path), code=130)
-    assert "stopped at step 2; go on with --resume true" in output
+        patch.setattr(zslkit.trainer, "train", lambda config: train(config, [send]))
+        output = run_line("train", *options_of(tiny_settings, tmp_path), code=code)
+    assert "stopped at step 2; go on with --resume" in output
     assert not (tmp_path / "results.json").exists()
     run_line("train", *options_of(tiny_settings, tmp_path), "--resume", "true")
-    assert load_run(tmp_path).record["steps"] == 4
+    assert load_run(tmp_path).facts.steps == 4
 
 
 def test_only_the_first_of_several_processes_reports(tiny_settings, tmp_path, monkeypatch):
@@ -219,6 +357,49 @@ def test_manifests_at_hand_are_listed():
     }
 
 
+def test_the_list_says_what_a_set_is_and_whether_it_is_here(tmp_path, monkeypatch):
+    (tmp_path / "data_manifests").mkdir()
+    mine = {"name": "mine", "kind": "table", "title": "My photos", "licence": "x"}
+    mine |= {"how_to_obtain": "x", "caption_field": "caption"}
+    mine |= {"splits": {"train": {"table": "a.csv"}, "test": {"table": "b.csv"}}}
+    mine |= {"files": [{"path": "a.csv", "size": 2_500_000}, {"path": "b.csv", "size": 500_000}]}
+    (tmp_path / "data_manifests" / "mine.json").write_text(json.dumps(mine))
+    monkeypatch.chdir(tmp_path)
+
+    def row(*words):
+        lines = run_line("data", "list", *words).splitlines()
+        return next(" ".join(line.split()) for line in lines if line.startswith("mine "))
+
+    assert row() == "mine My photos train, test 3.0 MB no"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("image,caption\n")
+    assert row("--data-root", tmp_path / "data").endswith("3.0 MB in part")
+    (tmp_path / "data" / "b.csv").write_text("image,caption\n")
+    assert row("--data_root", tmp_path / "data").endswith("28 B yes")
+    mine["splits"] = {"all": {"folder": "."}}
+    mine |= {"kind": "image_folder", "files": []}
+    (tmp_path / "data_manifests" / "mine.json").write_text(json.dumps(mine))
+    assert row().endswith("all not stated cannot tell")
+    found = json.loads(run_line("data", "list", "--json"))
+    assert {"name": "toy", "bytes": 0, "here": "yes"}.items() <= {
+        one["name"]: one for one in found
+    }["toy"].items()
+
+
+def test_links_that_survived_are_counted(tmp_path):
+    rows = [("k1", "u1", "success", None), ("k2", "u2", "failed_to_download", "HTTP 404")]
+    names = ["key", "url", "status", "error_message"]
+    table = pd.DataFrame(rows, columns=names).assign(width=1, height=1)
+    table.to_csv(tmp_path / "ledger.csv", index=False)
+    (tmp_path / "list.csv").write_text("url,caption\nu1,a\nu2,b\nu3,c\n")
+    lines = run_line("data", "links", tmp_path / "ledger.csv").splitlines()
+    assert "  HTTP 404  1" in lines
+    assert any(line.split()[:5] == ["links", "that", "survived", "50.0%", "9.5%"] for line in lines)
+    words = ("data", "links", tmp_path / "ledger.csv", "--listing", tmp_path / "list.csv")
+    found = json.loads(run_line(*words, "--json"))
+    assert (found["listed"], found["untried"]) == (3, 1)
+
+
 def test_sound_data_is_called_sound():
     assert "toy: " in run_line("data", "verify", "toy")
 
@@ -231,10 +412,11 @@ def test_a_missing_file_is_named_with_how_to_obtain_it(tmp_path):
     }
     (tmp_path / "mine.json").write_text(json.dumps(manifest))
     output = run_line("data", "verify", tmp_path / "mine.json", code=1)
-    assert "pairs.csv: missing" in output
-    assert "1 problems. Ask the neighbour." in output
+    assert "missing  1         pairs.csv (not found under" in output
+    assert "How to obtain it: Ask the neighbour." in output
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "pairs.csv").write_text("image,caption\n")
+    (tmp_path / "elsewhere" / "pairs.csv").write_text("image,caption\na.png,a photo\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "a.png")
     run_line("data", "verify", tmp_path / "mine.json", "--data-root", tmp_path / "elsewhere")
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
-from zslkit.teacher import Teacher, build_teacher
+from zslkit.teacher import Teacher
 
 
 class Net(nn.Sequential):
@@ -94,3 +95,36 @@ def test_previous_generation_is_not_ready_until_one_has_ended():
 @pytest.mark.parametrize("kind", ["none", "label_smoothing"])
 def test_objectives_without_a_teacher_build_none(kind):
     assert build_teacher(Net(), RunConfig(soft_targets=kind)) is None
+
+
+def test_the_moving_average_moves_once_a_step_in_one_call_over_tensors_listed_once(monkeypatch):
+    """Walking both models at every step costs more than the average itself."""
+    student = Net()
+    student[0].weight.requires_grad_(False)
+    teacher, walks, calls = Teacher(student), [], []
+    parameters, lerp = nn.Module.parameters, torch._foreach_lerp_
+    monkeypatch.setattr(nn.Module, "parameters", lambda m: walks.append(m) or parameters(m))
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *a: calls.append(a) or lerp(*a))
+    for _ in range(3):
+        teacher.update(student)
+    assert len(calls) == 3
+    assert len(walks) == 2
+    # bias, norm's weight, bias and two statistics; neither the shared weight nor the counter
+    assert len(calls[0][0]) == 5
+
+
+def test_another_student_is_averaged_too():
+    student = Net()
+    teacher, other = Teacher(student, decay=0.5), Net()
+    teacher.update(student)
+    before = teacher.model[0].weight.clone()
+    teacher.update(other)
+    torch.testing.assert_close(teacher.model[0].weight, (before + other[0].weight) / 2)
+
+
+def test_the_student_is_no_part_of_its_teacher():
+    student = Net()
+    teacher = Teacher(student)
+    names = teacher.state_dict().keys()
+    teacher.update(student)
+    assert teacher.state_dict().keys() == names

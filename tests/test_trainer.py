@@ -12,10 +12,9 @@ import torch
 
 import zslkit.trainer
 import zslkit.training.step
-from zslkit.checkpoint import load_run
+from zslkit.checkpoint import build_teacher, load_run
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.teacher import build_teacher
 from zslkit.trainer import train
 from zslkit.training.batches import TrainingData
 from zslkit.training.device import autocast, choose_device
@@ -66,13 +65,13 @@ def test_a_run_learns_and_can_be_loaded(tiny, tmp_path):
     run = train(config)
     assert [row["step"] for row in run.history] == list(range(1, 49))
     assert run.history[-1]["loss"] < run.history[0]["loss"] - 0.2
-    assert run.record["steps"] == 48
-    assert not run.record["interrupted"]
+    assert run.facts.steps == 48
+    assert not run.facts.interrupted
     loaded = load_run(tmp_path)
     assert_equal_weights(run, loaded)
     assert loaded.history == run.history
     assert loaded.config == config
-    assert loaded.record == run.record
+    assert loaded.facts == run.facts
 
 
 def test_equal_configurations_give_equal_weights_and_seeds_differ(tiny, tmp_path):
@@ -111,8 +110,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny, tmp_path, settings, 
     whole = train(config_of(tiny, tmp_path / "whole", **settings))
     config = config_of(tiny, tmp_path / "parts", **settings)
     part = train(config, [stop_at(stop)])
-    assert part.record["interrupted"]
-    assert part.record["steps"] == stop
+    assert part.facts.interrupted
+    assert part.facts.steps == stop
     torch.manual_seed(123)  # another process would start from another state
     resumed = train(config.model_copy(update={"resume": True}))
     assert_equal_weights(whole, resumed)
@@ -147,7 +146,7 @@ def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
     first = train(config_of(tiny, tmp_path))
     again = train(config_of(tiny, tmp_path, resume=True))
     assert_equal_weights(first, again)
-    assert again.record["steps"] == STEPS
+    assert again.facts.steps == STEPS
 
 
 def test_resume_refuses_a_changed_configuration(tiny, tmp_path):
@@ -180,7 +179,7 @@ def test_runs_outside_the_main_thread(tiny, tmp_path):
     thread = threading.Thread(target=lambda: runs.append(train(config_of(tiny, tmp_path))))
     thread.start()
     thread.join()
-    assert runs[0].record["steps"] == STEPS
+    assert runs[0].facts.steps == STEPS
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_path, monkeypatch):
@@ -194,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_pat
 
     monkeypatch.setattr(zslkit.training.step, "training_loss", ill)
     seen = []
-    with pytest.raises(FloatingPointError, match="loss=nan at batch 3 of epoch 0 .*keys"):
+    with pytest.raises(FloatingPointError, match="loss=nan, .* at batch 3 of epoch 0 .*keys"):
         train(
             config_of(tiny, tmp_path / "ill", checkpoint_every=3),
             [lambda run, row: seen.append((run, run.model.text_projection[1].weight.clone()))],
@@ -344,13 +343,12 @@ def test_frozen_teacher_comes_from_an_earlier_run(tiny, tmp_path):
 
 
 def test_caption_noise_is_counted(tiny, tmp_path):
-    assert train(config_of(tiny, tmp_path, caption_noise=0.5)).record["swapped_captions"] == 16
+    assert train(config_of(tiny, tmp_path, caption_noise=0.5)).facts.swapped_captions == 16
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"batch_size": 64}, ValueError, "batch_size=64.*larger than the data"),
         ({"device": "cuda:9"}, ValueError, "device='cuda:9': torch sees . CUDA devices"),
         ({"device": "gpu"}, ValueError, "device='gpu': must be auto, cpu, cuda"),
         ({"manifest": "toi"}, ValueError, "toy"),
@@ -384,8 +382,8 @@ def test_unreadable_images_are_named_and_limited(tiny, tmp_path):
     changes = {"manifest": str(tmp_path / "mine.json"), "max_unreadable": 0.1, "batch_size": 10}
     for name, towers in (("pixels", {}), ("cached", FROZEN)):
         run = train(config_of(tiny, tmp_path / name, **changes, **towers))
-        assert len(run.record["unreadable_images"]) == 1
-        assert "3" in run.record["unreadable_images"][0]
+        assert len(run.facts.unreadable_images) == 1
+        assert "3" in run.facts.unreadable_images[0]
     with pytest.raises(ValueError, match="1 of 20 images are unreadable or lack a caption"):
         train(config_of(tiny, tmp_path / "strict", **{**changes, "max_unreadable": 0.01}))
 
@@ -503,9 +501,108 @@ def test_a_sigmoid_run_learns_its_bias_and_goes_on_from_its_checkpoint(tiny, tmp
 def test_a_run_is_told_what_is_wrong_with_it(tiny, tmp_path, capsys):
     settings = {"teacher_temperature": 1e-4, "warmup_steps": 0}
     run = train(config_of(tiny, tmp_path, **settings))
-    (advice,) = [line for line in run.record["advice"] if "one-hot" in line]
+    (advice,) = [line for line in run.facts.advice if "one-hot" in line]
     assert "raise teacher_temperature (now 0.0001)" in advice
     assert capsys.readouterr().out.count("nearly one-hot") == 1  # told once, not every epoch
-    assert (
-        json.loads((tmp_path / "run.json").read_text())["record"]["advice"] == run.record["advice"]
-    )
+    assert json.loads((tmp_path / "run.json").read_text())["record"]["advice"] == run.facts.advice
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tiny, tmp_path, monkeypatch):
+    """The loss is finite: only the gradient tells. The step used to be taken, and saved over."""
+    healthy, calls, seen = zslkit.trainer.backward, [], []
+
+    def ill(model, *args):
+        result = healthy(model, *args)
+        calls.append(result)
+        if len(calls) == 4:
+            model.text_projection[1].weight.grad[0, 0] = math.inf
+        return result
+
+    monkeypatch.setattr(zslkit.trainer, "backward", ill)
+    message = "loss=[0-9.]+, gradient_norm=inf at batch 3 of epoch 0 .*keys .*no weight was changed"
+    with pytest.raises(FloatingPointError, match=message):
+        train(
+            config_of(tiny, tmp_path / "ill", checkpoint_every=3),
+            [lambda run, row: seen.append((run, run.model.text_projection[1].weight.clone()))],
+        )
+    run, before = seen[-1]
+    assert torch.equal(run.model.text_projection[1].weight, before)
+    assert len(load_run(tmp_path / "ill").history) == 3
+    monkeypatch.undo()
+    resumed = train(config_of(tiny, tmp_path / "ill", checkpoint_every=3, resume=True))
+    assert_equal_weights(resumed, train(config_of(tiny, tmp_path / "well")))
+
+
+@pytest.mark.parametrize("step", [6, STEPS], ids=["checkpoint", "last"])
+def test_weights_that_are_not_finite_are_not_saved_over_the_last_checkpoint(tiny, tmp_path, step):
+    def spoil(run, row):
+        if row["step"] == step:
+            run.model.text_projection[1].weight.data[0, 0] = math.nan
+
+    message = rf"step {step} left 1 tensor.*text_projection.1.weight .*keeps its last checkpoint"
+    with pytest.raises(FloatingPointError, match=message):
+        train(config_of(tiny, tmp_path, checkpoint_every=3), [spoil])
+    run = load_run(tmp_path)
+    assert len(run.history) == (3 if step == 6 else 6)
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
+
+
+def test_a_second_run_in_one_folder_is_refused_and_harms_nothing(tiny, tmp_path):
+    """It used to move the first run's files aside while that wrote them."""
+    refused = []
+
+    def start_another(run, row):
+        if row["step"] == 3:
+            for resume in (False, True):
+                with pytest.raises(BlockingIOError, match=f"in use by .*process {os.getpid()} on"):
+                    train(config_of(tiny, tmp_path / "one", resume=resume))
+                refused.append(resume)
+
+    first = train(config_of(tiny, tmp_path / "one"), [start_another])
+    assert refused == [False, True]
+    assert_equal_weights(first, load_run(tmp_path / "one"))
+    assert not (tmp_path / "one" / "earlier-1").exists()
+    assert not (tmp_path / "one" / "lock.json").exists()
+    train(config_of(tiny, tmp_path / "one"))  # free again
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_save_return_early_and_the_run_goes_on(tiny, tmp_path, name):
+    """SIGTERM, which every cluster sends, used to save nothing; twice is once."""
+    number, times = getattr(signal, name), 1 if name == "SIGINT" else 3
+    before = signal.getsignal(number)
+
+    def send(run, row):
+        if row["step"] == 3:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    part = train(config_of(tiny, tmp_path / "parts"), [send])
+    assert signal.getsignal(number) is before
+    assert (part.stopped_by, part.facts.steps, part.facts.interrupted) == (number, 3, True)
+    resumed = train(config_of(tiny, tmp_path / "parts", resume=True))
+    assert resumed.stopped_by is None
+    assert_equal_weights(resumed, train(config_of(tiny, tmp_path / "whole")))
+
+
+def test_a_hangup_that_nohup_ignores_stops_nothing(tiny, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = train(
+            config_of(tiny, tmp_path), [lambda run, row: os.kill(os.getpid(), signal.SIGHUP)]
+        )
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert run.facts.steps == STEPS
+
+
+def test_a_batch_above_the_pairs_is_lowered_and_that_is_said(tiny_settings, tmp_path, capsys):
+    """A preset's batch is made for thousands of pairs; a stranger may bring thirty."""
+    wanted = {**tiny_settings, "batch_size": 50, "max_pairs": 21, "accumulation": 2}
+    run = train(RunConfig(**wanted, output_dir=str(tmp_path / "run")))
+    assert "batch_size=50 is more than the 21 pairs: lowered to 20" in capsys.readouterr().err
+    assert run.config.batch_size == 20
+    assert load_run(tmp_path / "run").config.batch_size == 20
+    again = train(RunConfig(**wanted, output_dir=str(tmp_path / "run"), resume=True))
+    assert again.history == run.history

@@ -8,6 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+from zslkit.evaluation.registry import metric_facts
+
 ROOT = Path(__file__).parents[1]
 BEGIN = "<!-- results: python tools/readme_results.py -->\n"
 END = "<!-- end of results -->"
@@ -20,7 +22,7 @@ def load(name):
 
 
 def percent(estimate):
-    """Word a fraction with its interval."""
+    """Word a fraction with its interval, the unit behind a blank as in prose."""
     text = f"{100 * estimate['value']:.1f} %"
     if "low" in estimate:
         text += f" ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
@@ -44,7 +46,7 @@ def single_runs():
         hit = metrics["zeroshot"]["hit@1"]
         recall = metrics["retrieval"]["text_to_image"]["recall@10"]
         rows.append([words, percent(hit), f"{100 * hit['chance']:.1f} %", percent(recall)])
-    header = ["run", "zero-shot hit@1", "chance", "text→image recall@10"]
+    header = ["run", metric_facts("zeroshot hit@1").words, "chance", metric_facts(RECALL).words]
     return table(header, rows)
 
 
@@ -72,6 +74,7 @@ def temperatures(results):
         for name, gain in summary.items()
         if name.startswith("T ") and name.endswith(" - one-hot")
     }
+    moved = metric_facts(results["extra"]["metric"]).words
     best, worst = (choose(gains, key=lambda name: gains[name]["value"]) for choose in (max, min))
     words = [
         f"{name.replace(' w ', ', contrastive weight ')}: {100 * gains[name]['value']:+.1f} points "
@@ -80,7 +83,7 @@ def temperatures(results):
     ]
     return (
         f"Against one-hot labels on clean captions, over {gains[best]['n']} seeds, the best of "
-        f"{len(gains)} settings of the soft-label temperature T moves {results['extra']['metric']} "
+        f"{len(gains)} settings of the soft-label temperature T moves {moved} "
         f"by {words[0].partition(': ')[2]} ({words[0].partition(': ')[0]}), the worst by "
         f"{words[1].partition(': ')[2]} ({words[1].partition(': ')[0]}; "
         "`reports/flickr8k/04_temperature_ablation`). The best is chosen on the figure it is "
@@ -124,8 +127,9 @@ def text():
         "\nOne seed, 95 % bootstrap intervals over test items "
         "(`reports/toy/03_train`, `reports/flickr8k/03_train`):\n\n"
         f"{single_runs()}\n"
-        "Flickr8k, text→image recall@10 on the clean test split, by share of training images whose "
-        f"captions were swapped; mean over {clean[best]['n']} seeds with 95 % Student-t intervals "
+        f"Flickr8k, {metric_facts(RECALL).words} on the clean test split, by share of training "
+        "images whose captions were swapped; mean over "
+        f"{clean[best]['n']} seeds with 95 % Student-t intervals "
         "(`reports/flickr8k/08_compare_objectives`). *Kept* is the share of the best clean score "
         f"({best}, {percent(clean[best])}), seed by seed; the goal was 80 %. Settings were chosen "
         "on the clean dev split, light-handedly; the noise mask was never used:\n\n"

@@ -1,21 +1,20 @@
-"""Command line: ``python -m zslkit train|evaluate|predict|embed|export|data|report``."""
+"""Command line: ``python -m zslkit train|certify|evaluate|predict|embed|export|data|report``."""
 
 import contextlib
-import functools
-import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from zslkit.config import PRESETS, RunConfig
+from zslkit import __version__
+from zslkit.config import RunConfig
+from zslkit.report.options import Command, takes_config
 from zslkit.zeroshot.models import commands
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True)
 data_app = typer.Typer(help="List, describe and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 report_app = typer.Typer(invoke_without_command=True)
@@ -27,29 +26,27 @@ ManifestName = Annotated[str, typer.Argument(help="Name or path of a manifest.")
 Text, Number, Folder = Optional[str], Optional[int], Optional[Path]  # noqa: UP045
 Texts = Optional[list[str]]  # noqa: UP045
 DataRoot = Annotated[Text, typer.Option(help="Folder of the manifest's files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebooks = Annotated[Path, typer.Option(help="Folder of notebooks.")]
 
 
-def takes_config(command: Callable) -> Callable:
-    """Give a command one option per field of ``RunConfig`` and hand it the configuration."""
-    options = {"preset": f"Starting values: {', '.join(PRESETS)}."}
-    options |= {name: field.description for name, field in RunConfig.model_fields.items()}
-
-    @functools.wraps(command)
-    def with_options(**values):
-        command(RunConfig.from_parameters(values))
-
-    parameters, optional = [], {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
-    for name, words in options.items():
-        # shells expect dashes, papermill users type underscores: both are understood
-        spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        annotation = Annotated[Text, typer.Option(*spellings, help=words)]
-        parameters.append(inspect.Parameter(name, annotation=annotation, **optional))
-    with_options.__signature__ = inspect.Signature(parameters)
-    return with_options
+def say_version(wanted: bool) -> None:
+    """Print the version and end, if it is asked for."""
+    if wanted:
+        typer.echo(f"zslkit {__version__}")
+        raise typer.Exit
 
 
-@app.command()
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=say_version, help="Say which.")
+    ] = False,
+) -> None:
+    """Train, measure and use zero-shot image recognition, headlessly."""
+
+
+@app.command(cls=Command)
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
@@ -59,15 +56,26 @@ def train(config: RunConfig) -> None:
     from zslkit.training import dist
 
     run = run_training(config)
-    if run.record["interrupted"]:
-        typer.echo(f"stopped at step {run.record['steps']}; go on with --resume true")
-        raise typer.Exit(130)
+    if run.facts.interrupted:
+        typer.echo(f"stopped at step {run.facts.steps}; go on with --resume")
+        raise typer.Exit(128 + run.stopped_by)
     if dist.rank() > 0:  # one report is enough
         return
-    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.record))
+    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))
 
 
-@app.command()
+@app.command(cls=Command)
+@takes_config
+def certify(config: RunConfig) -> None:
+    """Prove that chunks and processes give the gradients of the whole batch; 1 if not."""
+    from zslkit.evaluation.certificate import certify_gradients
+
+    certificate = certify_gradients(config, processes=2)
+    typer.echo(certificate)
+    raise typer.Exit(0 if certificate.holds else 1)
+
+
+@app.command(cls=Command)
 def evaluate(
     run_dir: RunDir,
     manifest: Annotated[Text, typer.Option(help="Labelled images to name.")] = None,
@@ -92,8 +100,11 @@ def evaluate(
     from zslkit.zeroshot.models.loading import open_run
 
     run = open_run(run_dir)
-    changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
+    changes = {"zeroshot_manifest": manifest, "zeroshot_split": split}
     changes |= {"manifest": pairs, "test_split": pairs_split}
+    # a folder given with one set is that of this set; given alone, the run's data has moved
+    changes["zeroshot_data_root"] = data_root if manifest or not pairs else None
+    changes["data_root"] = data_root if pairs or not manifest else None
     config = RunConfig.from_parameters(changes, base=run.config)
     if label_space is None:
         if lost := [n for n, v in {"templates": templates, "label-map": label_map,
@@ -116,10 +127,10 @@ def evaluate(
         typer.echo(folder / "evaluation.json", err=True)
 
 
-commands.add_to(app)  # predict, export
+commands.add_to(app, Command)  # predict, export
 
 
-@app.command()
+@app.command(cls=Command)
 def embed(
     run_dir: RunDir,
     manifest: ManifestName,
@@ -131,39 +142,117 @@ def embed(
     import torch
     from safetensors.torch import save_file
 
+    from zslkit.data.files import whole
     from zslkit.data.pairs import open_pairs
     from zslkit.evaluation.retrieval import embed_images
     from zslkit.zeroshot.models.loading import open_run
 
     run = open_run(run_dir)
-    pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
+    config = run.config
+    options = config.source if manifest == config.manifest else config.zeroshot_source
+    options |= {"data_root": data_root} if data_root else {}
+    pairs = open_pairs(manifest, split, **options)
     images, rows = embed_images(run.model, pairs, run.config)
-    save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, output)
+    with whole(output) as temporary:
+        save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, temporary)
     typer.echo(f"{output}: {len(rows)} embeddings of {images.shape[1]} dimensions")
 
 
-@data_app.command("list")
-def list_data() -> None:
-    """Name the manifests at hand."""
-    from zslkit.data.manifests import list_manifests
+@data_app.command("list", cls=Command)
+def list_data(data_root: DataRoot = None, as_json: AsJson = False) -> None:
+    """Say what each data set at hand is, its size and whether its files are here."""
+    from zslkit.data.listing import list_sets
 
-    for name in list_manifests():
-        typer.echo(name)
+    found = list_sets(data_root)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    _print_rows([
+        ["name", "what", "splits", "size", "here"],
+        *([one["name"], one["title"], ", ".join(one["splits"]), _size(one["bytes"]), one["here"]]
+          for one in found),
+    ])  # fmt: skip
 
 
-@data_app.command("verify")
-def verify_data(name: ManifestName, data_root: DataRoot = None) -> None:
-    """Say exactly which file of a data set is missing, short or changed."""
+@data_app.command("links", cls=Command)
+def survey_links(
+    ledger: Annotated[Path, typer.Argument(help="Output folder of img2dataset, or a ledger.")],
+    listing: Annotated[Folder, typer.Option(help="CSV, TSV or Parquet of url, caption.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which links of a listing survived, and why the others did not."""
+    from zslkit.data.ledger import read_ledger, read_listing, summarise_ledger
+    from zslkit.report.tables import ESTIMATE, estimate_row, flat
+
+    found = summarise_ledger(read_ledger(ledger), listing and read_listing(listing))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    reasons = [[words, str(n)] for words, n in found.pop("reasons").items()]
+    tables = {"Links": [ESTIMATE, *(estimate_row(*row) for row in flat(found))]}
+    _print_tables(tables | ({"Lost": [["reason", "links"], *reasons]} if reasons else {}))
+
+
+ImageField = Annotated[Text, typer.Option(help="Column of images, if it has no usual name.")]
+CaptionField = Annotated[Text, typer.Option(help="Column of captions, the same.")]
+
+
+@data_app.command("describe", cls=Command)
+def describe_data(
+    source: Annotated[str, typer.Argument(help="Manifest, table or folder.")],
+    data_root: DataRoot = None,
+    image_field: ImageField = None,
+    caption_field: CaptionField = None,
+    split_shares: Annotated[Text, typer.Option(help='JSON such as {"train": 0.9, ...}.')] = None,
+    write: Annotated[Folder, typer.Option(help="Write the manifest: FILE.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how a source is understood: columns, splits, images, captions, what is left out."""
+    from zslkit.data.description import describe, write_manifest
     from zslkit.data.manifests import load_manifest
 
-    manifest = load_manifest(name, data_root)
-    problems = manifest.verify()
-    for problem in problems:
-        typer.echo(problem)
+    shares = None if split_shares is None else json.loads(split_shares)
+    fields = {"image_field": image_field, "caption_field": caption_field}
+    manifest = load_manifest(source, data_root, **fields, split_shares=shares)
+    facts = describe(manifest)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(facts["lines"]))
+    if write is not None:
+        typer.echo(write_manifest(manifest, write), err=as_json)
+
+
+@data_app.command("verify", cls=Command)
+def verify_data(
+    name: Annotated[str, typer.Argument(help="Manifest, table or folder.")],
+    data_root: DataRoot = None,
+    image_field: ImageField = None,
+    caption_field: CaptionField = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every file, image and caption of a set; exits 1 if anything is wrong with one."""
+    from zslkit.data.manifests import load_manifest
+    from zslkit.data.verification import look_through, problem_table
+
+    fields = {"image_field": image_field, "caption_field": caption_field}
+    manifest = load_manifest(name, data_root, **fields)
+    problems, n_images = look_through(manifest)
+    table = problem_table(problems)
+    if as_json:
+        facts = {"name": manifest.name, "images": n_images, "problems": [vars(p) for p in problems]}
+        typer.echo(json.dumps(facts | {"counts": dict(row[:2] for row in table)}, indent=2))
+    elif problems:
+        cells = [[kind, str(count), some] for kind, count, some in table]
+        title = f"{manifest.name}: {n_images} images looked at"
+        _print_tables({title: [["problem", "how many", "the first"], *cells]})
+        if manifest.how_to_obtain and any(problem.kind == "missing" for problem in problems):
+            typer.echo(f"How to obtain it: {manifest.how_to_obtain}")
+    else:
+        n_files = len(manifest.as_found().files)
+        typer.echo(f"{manifest.name}: {n_images} images and {n_files} files listed, all sound")
     if problems:
-        typer.echo(f"{len(problems)} problems. {manifest.how_to_obtain}")
         raise typer.Exit(1)
-    typer.echo(f"{manifest.name}: {len(manifest.files)} files listed, all sound")
 
 
 @report_app.callback()
@@ -174,6 +263,9 @@ def report(
     jobs: Annotated[Number, typer.Option(help="Notebooks at a time.", min=1)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Also run what is unchanged.")] = False,
     minutes: Annotated[float, typer.Option(help="Stop a notebook that takes longer.")] = 60,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Equal bits on other makers' processors, slower.")
+    ] = False,
 ) -> None:
     """Run the notebooks headlessly and write a page over their results; or compare results."""
     if context.invoked_subcommand:
@@ -183,7 +275,7 @@ def report(
     settings = notebooks / "report.json"  # parameters (sweeps are kept short) and order
     plan = json.loads(settings.read_text()) if settings.is_file() else {}
     paths = sorted(notebooks.glob("[0-9]*.ipynb"))
-    options = {"jobs": jobs, "fresh": fresh, "minutes": minutes}
+    options = {"jobs": jobs, "fresh": fresh, "minutes": minutes, "portable": portable}
     index, failed = build_report(paths, output_dir, plan, **options)
     typer.echo(index)
     if failed:
@@ -191,7 +283,7 @@ def report(
         raise typer.Exit(1)
 
 
-@report_app.command("diff")
+@report_app.command("diff", cls=Command)
 def diff_runs(
     first: Annotated[Path, typer.Argument(help="Folder of a run, or of seed-* folders.")],
     second: Annotated[Path, typer.Argument(help="The same, to compare with.")],
@@ -205,7 +297,7 @@ def diff_runs(
     _print_tables(comparison_tables(compared))
 
 
-@report_app.command("reproduce")
+@report_app.command("reproduce", cls=Command)
 def reproduce_report(
     report: Annotated[Path, typer.Argument(help="Folder of results, or of such folders.")],
     changes: Annotated[Texts, typer.Option("--set", help="NAME=VALUE of a parameter.")] = None,
@@ -243,11 +335,25 @@ def _read_change(text: str) -> tuple[str, object]:
 def _print_tables(tables: dict[str, list[list[str]]]) -> None:
     """Print tables by title, their columns aligned."""
     for title, rows in tables.items():
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         typer.echo(f"\n{title}")
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            typer.echo(f"  {'  '.join(cells)}".rstrip())
+        _print_rows(rows, "  ")
+
+
+def _print_rows(rows: list[list[str]], indent: str = "") -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(f"{indent}{'  '.join(cells)}".rstrip())
+
+
+def _size(n_bytes: int | None) -> str:
+    """Word a number of bytes in decimal units."""
+    if n_bytes is None:
+        return "not stated"
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:,.1f} {unit}"
+    return f"{n_bytes} B" if n_bytes else "built in"
 
 
 def main() -> None:

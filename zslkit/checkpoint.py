@@ -1,17 +1,18 @@
 """Save and restore everything a run needs to go on: safetensors and JSON, nothing unpickled.
 
-A run folder holds ``config.json``, ``metrics.jsonl``, ``checkpoints/step-N``, and ``run.json``
-with its readable ``card.md``.
+``run_dir/checkpoints/step-N`` is sealed: a list of its files with sizes and hashes is compared on
+every read, and the newest sound checkpoint is the one that counts.
 """
 
-import itertools
 import json
 import os
 import shutil
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,19 +21,29 @@ from torch import Tensor, nn
 
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json
+from zslkit.data.sealed import damage, flush, seal
+from zslkit.data.weights import fingerprint, load_tensors
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.encoders.weights import fingerprint, load_tensors
 from zslkit.report.cards import read_run
+from zslkit.report.run_folder import RunFacts, read_history
 from zslkit.teacher import Teacher
-from zslkit.training import dist
+from zslkit.zeroshot.models.teacher import FixedTeacher, is_other_model
 
-# What may differ between a run and its continuation without changing a single weight.
-FREE_TO_CHANGE = {
-    *("output_dir", "resume", "checkpoint_every", "cache_dir", "data_root", "workers"),
-    *("tensorboard", "zeroshot_manifest", "zeroshot_split", "test_split"),
-    "prompt_templates",
-}
-_RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
+
+@dataclass
+class LoopState:
+    """Where the loop stands: with weights and optimizer all that going on takes."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    broken: list[str] = field(default_factory=list)
+    """Keys of unreadable images met so far, sorted."""
+    seconds: float = 0.0
+    """Spent on these steps, in all sessions of the run."""
+    trust: Tensor | None = None
+    """(M,) probability that each training caption is right; None before it is judged."""
+    random: dict[str, Tensor] = field(default_factory=dict)
+    """States of torch's random generators by device, as of the last checkpoint."""
 
 
 @dataclass
@@ -49,72 +60,10 @@ class Run:
     """Where it is stored."""
     teacher: nn.Module | None = None
     """The ``Teacher``, if the objective had one."""
-    record: dict[str, Any] = field(default_factory=dict)
-    """Facts of the run: steps, seconds, unreadable images, swapped captions, interruption."""
-
-
-def start_run_dir(config: RunConfig) -> tuple[Path, Path | None]:
-    """Prepare the run folder; return it and the checkpoint to go on from, if any.
-
-    Without ``resume``, an earlier run in the folder is moved aside, never overwritten.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written.
-    ValueError
-        If ``resume`` is asked for with a configuration that would train differently.
-    """
-    run_dir = Path(config.output_dir)
-    problem = None
-    if dist.rank() == 0:  # a second process would move aside what the first has just begun
-        try:
-            _prepare(run_dir, config)
-        except (OSError, ValueError) as error:
-            problem = error
-    if dist.any_process(problem is not None):
-        raise problem or OSError(f"output_dir={config.output_dir!r}: see the error of process 0")
-    return run_dir, latest_checkpoint(run_dir)
-
-
-def _prepare(run_dir: Path, config: RunConfig) -> None:
-    """Make the folder ready; what it holds afterwards is this run's own."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if config.resume and (run_dir / "config.json").is_file():
-            if changed := changes_since(run_dir, config):
-                raise ValueError(
-                    f"resume=True: the run in {str(run_dir)!r} was started with another "
-                    f"configuration: {', '.join(changed)}; restore these, or choose another "
-                    "output_dir"
-                )
-        elif earlier := [name for name in _RUN_FILES if (run_dir / name).exists()]:
-            asides = (run_dir / f"earlier-{number}" for number in itertools.count(1))
-            aside = next(folder for folder in asides if not folder.exists())
-            aside.mkdir()
-            for name in earlier:
-                (run_dir / name).rename(aside / name)
-        write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    except OSError as error:
-        raise OSError(
-            f"output_dir={config.output_dir!r}: cannot be written ({error.strerror}); "
-            "give a folder that you may write to"
-        ) from error
-
-
-def changes_since(run_dir: Path, config: RunConfig) -> list[str]:
-    """Name the settings that would make the run in ``run_dir`` train differently, if resumed.
-
-    A setting that an older version did not know counts as its default.
-    """
-    earlier = json.loads((run_dir / "config.json").read_text())
-    earlier = RunConfig().model_dump(mode="json") | earlier
-    now = config.model_dump(mode="json")
-    return [
-        f"{name}={now[name]!r} (was {earlier[name]!r})"
-        for name in now
-        if name not in FREE_TO_CHANGE and earlier[name] != now[name]
-    ]
+    facts: RunFacts = field(default_factory=RunFacts)
+    """Steps, seconds, unreadable images, swapped captions, interruption."""
+    stopped_by: int | None = None
+    """Number of the signal that ended it early, if one did."""
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -130,69 +79,97 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 def save_checkpoint(
     run_dir: Path,
-    step: int,
+    state: LoopState,
     model: nn.Module,
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
+    frozen: Mapping[str, str] = MappingProxyType({}),
+    keep: int = 2,
 ) -> Path:
-    """Write one checkpoint atomically and remove the one before.
+    """Write one checkpoint atomically; remove all but the last ones.
 
     Parameters
     ----------
-    state : dict
-        What else the loop needs: JSON values and tensors.
+    state : LoopState
+        Its random states are taken here.
+    frozen : mapping of str to str
+        Fingerprints of the towers that are not stored.
+    keep : int
+        Checkpoints that stay, this one included.
 
     Returns
     -------
     Path
         ``run_dir/checkpoints/step-N``; it exists only when complete.
+
+    Raises
+    ------
+    FloatingPointError
+        If a tensor is not finite; nothing is written.
     """
-    folder = run_dir / "checkpoints" / f"step-{step:09d}"
-    if folder.is_dir():
+    folder = run_dir / "checkpoints" / f"step-{state.step:09d}"
+    if folder.is_dir() and damage(folder) is None:
         return folder
-    temporary = folder.with_name(f"writing-{os.getpid()}-{step}")
-    temporary.mkdir(parents=True, exist_ok=True)
     tensors = {"model": trained_state(model)}
     if getattr(teacher, "kind", "fixed") != "fixed":  # a fixed one is rebuilt, like frozen towers
         own = teacher.state_dict()
         tensors["teacher"] = {name: own[name] for name in _teacher_names(tensors["model"])}
     packed = optimizer.state_dict()
-    groups = {**packed["state"], "state": state, "rng": {"cpu": torch.get_rng_state()}}
+    state.random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        groups["rng"]["cuda"] = torch.cuda.get_rng_state()
+        state.random["cuda"] = torch.cuda.get_rng_state()
+    groups = {**packed["state"], "state": {"trust": state.trust}, "rng": state.random}
     tensors["optimizer"] = {
         f"{group}.{slot}": value
         for group, slots in groups.items()
         for slot, value in slots.items()
         if isinstance(value, Tensor)
     }
+    _check_finite(tensors, state.step, run_dir)
+    temporary = folder.with_name(f"writing-{os.getpid()}-{state.step}")
+    temporary.mkdir(parents=True, exist_ok=True)
     for name, those in tensors.items():
         alone = {name: t.detach().cpu().contiguous().clone() for name, t in those.items()}
         save_file(alone, temporary / f"{name}.safetensors")
-    plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    facts = {**plain, "step": step, "param_groups": packed["param_groups"]}
+    facts = {"step": state.step, "broken": state.broken, "seconds": state.seconds}
+    facts |= {"frozen": dict(frozen), "param_groups": packed["param_groups"]}
     write_json(temporary / "state.json", facts)
-    _sync(temporary)
+    seal(temporary)
+    shutil.rmtree(folder, ignore_errors=True)  # damaged, and trained again since
     os.rename(temporary, folder)
-    _sync(folder.parent)
-    for other in folder.parent.iterdir():
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+    flush(folder.parent)
+    done = sorted(other for other in folder.parent.glob("step-*") if other <= folder)
+    for other in {*folder.parent.iterdir()} - {*done[-keep:]}:  # and what dead writers left
+        shutil.rmtree(other, ignore_errors=True)
     return folder
+
+
+def _check_finite(tensors: Mapping[str, Mapping[str, Tensor]], step: int, run_dir: Path) -> None:
+    spoilt = [
+        f"{name} ({part})"
+        for part, those in tensors.items()
+        for name, tensor in those.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if spoilt:
+        raise FloatingPointError(
+            f"step {step} left {len(spoilt)} tensor(s) that are not finite, the first: "
+            f"{spoilt[0]}; they are not saved. Try a lower learning_rate; "
+            f"{str(run_dir)!r} keeps its last checkpoint"
+        )
 
 
 def restore_checkpoint(
     folder: Path, model: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Load a checkpoint into freshly built parts; return its ``state``.
+) -> LoopState:
+    """Load a checkpoint into freshly built parts and torch's random generators.
 
     Raises
     ------
     ValueError
         If the checkpoint does not fit the parts, or frozen towers differ from the run's.
     """
-    state = _load_weights(folder, model, teacher)
+    facts = _load_weights(folder, model, teacher)
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         group, _, slot = name.partition(".")
@@ -201,15 +178,36 @@ def restore_checkpoint(
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    state |= groups.pop("state", {})
+    trust = groups.pop("state", {}).get("trust")
     moments = {int(number): slots for number, slots in groups.items()}
-    optimizer.load_state_dict({"state": moments, "param_groups": state.pop("param_groups")})
-    return state
+    optimizer.load_state_dict({"state": moments, "param_groups": facts["param_groups"]})
+    return LoopState(facts["step"], facts["broken"], facts["seconds"], trust, random)
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """Find the newest complete checkpoint of a run, None if there is none."""
-    return max((Path(run_dir) / "checkpoints").glob("step-*"), default=None)
+    """Find the newest sound checkpoint of a run, None if there is none at all.
+
+    Newer ones that are damaged are named in a warning.
+
+    Raises
+    ------
+    ValueError
+        If all are damaged: to start over is not for us to decide.
+    """
+    damaged = []
+    for folder in sorted((Path(run_dir) / "checkpoints").glob("step-*"), reverse=True):
+        if (problem := damage(folder)) is None:
+            if damaged:
+                message = f"damaged and passed over: {'; '.join(damaged)}; using {folder.name}"
+                warnings.warn(message, stacklevel=2)
+            return folder
+        damaged.append(f"checkpoint {str(folder)!r}: {problem}")
+    if damaged:
+        raise ValueError(
+            f"{'; '.join(damaged)}; no sound one is left: restore one from a copy, or remove "
+            f"them and train again"
+        )
+    return None
 
 
 def load_run(run_dir: str | Path) -> Run:
@@ -248,24 +246,37 @@ def load_run(run_dir: str | Path) -> Run:
     teacher = None
     if (folder / "teacher.safetensors").is_file():
         teacher = Teacher(model, config.teacher, config.ema_decay, config.ema_warmup)
-    state = _load_weights(folder, model, teacher)
-    record = (read_run(run_dir) or {}).get("record", {})
-    history = read_history(run_dir, state["step"])
-    return Run(model.eval(), config, history, run_dir, teacher, record)
+    step = _load_weights(folder, model, teacher)["step"]
+    facts = RunFacts(**(read_run(run_dir) or {}).get("record", {"steps": step}))
+    return Run(model.eval(), config, read_history(run_dir, step), run_dir, teacher, facts)
 
 
-def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
-    """Read the rows of ``metrics.jsonl`` up to a step; a torn last line is left out."""
-    path = Path(run_dir) / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+def build_teacher(student: nn.Module, config: RunConfig) -> nn.Module | None:
+    """Build the teacher that ``config`` asks for; None when no soft target needs one.
+
+    It stands here, not in :mod:`zslkit.teacher`, because a frozen teacher is an earlier run.
+
+    Raises
+    ------
+    ValueError
+        If ``teacher_run`` holds a run whose weights do not fit the student, or a model of another
+        kind is asked to judge pairs.
+    """
+    if not config.needs_teacher:
+        return None
+    if config.teacher == "frozen" and is_other_model(config.teacher_run):
+        return FixedTeacher(config)
+    teacher = Teacher(student, config.teacher, config.ema_decay, config.ema_warmup)
+    if config.teacher == "frozen":
+        source = load_run(config.teacher_run).model
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # cut short by a kill
-            continue
-        if row["step"] <= last_step:
-            rows.append(row)
-    return rows
+            teacher.model.load_state_dict(source.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"teacher_run={config.teacher_run!r}: its weights do not fit this run's towers "
+                f"and embedding_dim ({str(error).splitlines()[-1].strip()})"
+            ) from None
+    return teacher
 
 
 def _load_weights(folder: Path, model: nn.Module, teacher: nn.Module | None) -> dict[str, Any]:
@@ -289,11 +300,3 @@ def _load_weights(folder: Path, model: nn.Module, teacher: nn.Module | None) -> 
 
 def _teacher_names(names: Iterable[str]) -> list[str]:
     return ["ready", "n_updates", *(f"model.{name}" for name in names)]
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder and its files to disk before the rename that makes them count."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

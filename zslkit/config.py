@@ -7,45 +7,105 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from zslkit.data.kinds import KINDS, SOFT_TARGETS
+from zslkit.data.noise import CaptionNoise
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
 
-SoftTargets = Literal["none", "label_smoothing", "teacher", "transport", "progressive"]
+
+class _Section(Strict):
+    """Settings that are read together; their functions say which section they read."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: Any) -> Any:
+        """Read "null" and "[1, 2]", as papermill passes them; refuse true as a number."""
+        annotation = str(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and "bool" not in annotation:
+            raise ValueError(f"must be {annotation}, not true or false")
+        if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
+            return None
+        if isinstance(value, str) and value.startswith("[") and "tuple" in annotation:
+            return as_list(value)
+        if isinstance(value, str) and value.startswith("{") and "dict" in annotation:
+            return json.loads(value)
+        return value
 
 
-class RunConfig(Strict):
-    """Settings of one run; every field is a papermill parameter and a command-line option.
+class DataSettings(_Section):
+    """Which pairs and labelled images a run reads."""
 
-    The defaults are the ``toy`` preset: built-in data, small towers from scratch, CPU minutes.
-    """
-
-    # data
     manifest: str = "toy"
-    """Pairs to train on: a name in data_manifests or the path of a manifest file."""
+    """Pairs to train on: a name in data_manifests, a manifest file, or any table or folder."""
     data_root: str | None = None
     """Folder that the manifest's paths start from; None: the manifest's own folder."""
+    image_field: str | None = None
+    """Column of images in manifest; None: that with a usual name."""
+    caption_field: str | None = None
+    """Column of captions in manifest; None: that with a usual name."""
+    split_shares: dict[str, float] | None = None
+    """Shares of the splits drawn where manifest names none; None: train 0.8, dev 0.1, test 0.1."""
     train_split: str = "train"
     """Split of the manifest to train on."""
+    dev_split: str = "dev"
+    """Split that chooses settings; a fifth of the training images where the manifest has none."""
     test_split: str = "test"
     """Split of the manifest for image-text retrieval after training."""
     zeroshot_manifest: str | None = "toy"
     """Labelled images for zero-shot evaluation; None: no zero-shot figure."""
     zeroshot_split: str = "test"
     """Split of zeroshot_manifest to evaluate on."""
+    zeroshot_data_root: str | None = None
+    """Folder that the paths of zeroshot_manifest start from; None: data_root."""
     prompt_templates: str | tuple[str, ...] = "simple"
     """A named set of templates (none, simple, ensemble, clip80) or a list of texts with {}."""
     caption_noise: float = Field(0.0, ge=0.0, le=1.0)
     """Share of training images whose captions are swapped among themselves, seeded."""
+    caption_noise_kind: CaptionNoise = "image"
+    """image (all captions of an image), or single ones: caption, similar, words, boilerplate."""
+    caption_noise_file: str | None = None
+    """Published noise: .npy or text, which caption (from 0) stands in each place."""
     max_pairs: int | None = Field(None, ge=1)
     """Train on this many pairs, drawn with the seed; None: all."""
-    max_unreadable: float = Field(0.01, ge=0.0, le=1.0)
-    """Share of unreadable images above which a run stops."""
+    max_unreadable: float = Field(0.05, ge=0.0, le=1.0)
+    """Share of missing, unreadable and caption-less images above which a run stops."""
 
-    # model
+    @field_validator("manifest", "zeroshot_manifest", mode="before")
+    @classmethod
+    def _name_of_source(cls, value: Any) -> Any:
+        """Name a DataFrame or Dataset, so that the settings stay plain text."""
+        if value is None or isinstance(value, str | Path):
+            return value if value is None else str(value)
+        from zslkit.data.readers.objects import name_object
+
+        return name_object(value)
+
+    @field_validator("prompt_templates")
+    @classmethod
+    def _known_templates(cls, value: Any) -> Any:
+        find_templates(value)
+        return value
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Options under which ``open_pairs`` reads ``manifest``."""
+        names = ("data_root", "image_field", "caption_field", "split_shares", "max_unreadable")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def zeroshot_source(self) -> dict[str, Any]:
+        """Options under which ``open_pairs`` reads ``zeroshot_manifest``."""
+        root = self.data_root if self.zeroshot_data_root is None else self.zeroshot_data_root
+        return {"data_root": root, "max_unreadable": self.max_unreadable}
+
+
+class ModelSettings(_Section):
+    """Both towers and their projections."""
+
     image_encoder: str = "timm:test_byobnet"
     """torchvision:NAME, timm:NAME, open_clip:MODEL/WEIGHTS or hf:NAME_OR_FOLDER (CLIP, SigLIP)."""
     image_weights: str = "none"
-    """pretrained (downloads), none (from scratch), or a safetensors file."""
+    """pretrained (downloads, or from a package), none (from scratch), or a safetensors file."""
     image_tower: str = "train"
     """train, frozen (BatchNorm statistics too) or last_blocks=N."""
     image_size: int = Field(48, ge=16)
@@ -67,11 +127,24 @@ class RunConfig(Strict):
     text_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the text features that enter the projection."""
 
-    # objective
-    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax (InfoNCE) or sigmoid (SigLIP), which learns a bias besides the scale."""
-    soft_targets: SoftTargets = "teacher"
-    """Kind of soft targets; none is plain InfoNCE."""
+    @model_validator(mode="after")
+    def _known_modes(self) -> "ModelSettings":
+        for name in ("image_tower", "text_tower"):
+            parse_tower_mode(getattr(self, name), name)
+        return self
+
+
+class ObjectiveSettings(_Section):
+    """The loss, its soft targets and the teacher that gives them."""
+
+    fit: Literal["gradient", "ridge", "cca"] = "gradient"
+    """gradient trains; ridge and cca fit linear projections of frozen towers in closed form."""
+    init: Literal["random", "ridge", "cca"] = "random"
+    """Projections that a training starts from: random, or such a closed form."""
+    contrastive_loss: str = "softmax"
+    """softmax (InfoNCE), sigmoid (SigLIP), which learns a bias besides the scale, or your own."""
+    soft_targets: str = "teacher"
+    """none (plain InfoNCE), label_smoothing, teacher, transport, progressive, or your own."""
     contrastive_weight: float = Field(0.5, ge=0.0, le=1.0)
     """Share of the one-hot contrastive loss; distillation gets the rest."""
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
@@ -101,9 +174,11 @@ class RunConfig(Strict):
     trusted_end: float = Field(0.0, ge=0.0, le=1.0)
     """The same at the last step; linear in between."""
     pair_trust: bool = False
-    """Weigh each pair by the probability that its caption is right, from the teacher's losses."""
+    """Weigh each pair by the probability that its caption is right, as trust_judge finds it."""
+    trust_judge: Literal["teacher", "held_out"] = "teacher"
+    """teacher (its losses, again each epoch) or held_out (closed forms that never saw the pair)."""
     pair_trust_epoch: int = Field(3, ge=1)
-    """First epoch (from 0) with these weights; a younger teacher cannot tell."""
+    """First epoch (from 0) with the teacher's weights; a younger one cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
     """Initial scale of similarities (1 / temperature), contrastive and distillation."""
     logit_bias: float | None = None
@@ -113,7 +188,36 @@ class RunConfig(Strict):
     max_logit_scale: float = Field(100.0, ge=1.0)
     """Learned scales are clamped to [1, max_logit_scale]."""
 
-    # optimisation
+    @field_validator("contrastive_loss", "soft_targets")
+    @classmethod
+    def _known_kind(cls, value: str, info: Any) -> str:
+        return KINDS[info.field_name][value].name
+
+    @model_validator(mode="after")
+    def _objective_fits_together(self) -> "ObjectiveSettings":
+        if self.teacher == "frozen" and self.teacher_run is None and self.needs_teacher:
+            raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
+        if self.logit_scale > self.max_logit_scale:
+            raise ValueError(
+                f"logit_scale={self.logit_scale} is above max_logit_scale={self.max_logit_scale}"
+            )
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether soft targets or pair weights come from a teacher."""
+        judges = self.pair_trust and self.trust_judge == "teacher"
+        return judges or SOFT_TARGETS[self.soft_targets].needs_teacher
+
+    @property
+    def start(self) -> str:
+        """What the projections start from: random, ridge or cca."""
+        return self.init if self.fit == "gradient" else self.fit
+
+
+class OptimisationSettings(_Section):
+    """Batches, steps and how each changes the weights."""
+
     epochs: int = Field(16, ge=1)
     """Passes over the training pairs."""
     max_steps: int | None = Field(None, ge=1)
@@ -137,7 +241,18 @@ class RunConfig(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the device computes in it, float32 elsewhere."""
 
-    # run
+    @model_validator(mode="after")
+    def _batch_fits_together(self) -> "OptimisationSettings":
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation={self.accumulation} must divide batch_size={self.batch_size}"
+            )
+        return self
+
+
+class RunSettings(_Section):
+    """Where and how a run computes, and what it leaves."""
+
     seed: int = Field(0, ge=0)
     """Initial weights, data order, augmentation, caption noise."""
     output_dir: str = "reports/run"
@@ -146,6 +261,8 @@ class RunConfig(Strict):
     """Go on from the checkpoint in output_dir when there is one."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimizer steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The last checkpoints that stay, so that one can be damaged."""
     cache_dir: str | None = "reports/cache"
     """Embeddings of frozen towers; None: not kept."""
     device: str = "auto"
@@ -157,49 +274,32 @@ class RunConfig(Strict):
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard extra)."""
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _from_text(cls, value: Any, info: Any) -> Any:
-        """Read "null" and "[1, 2]", as papermill passes them; refuse true as a number."""
-        annotation = str(cls.model_fields[info.field_name].annotation)
-        if isinstance(value, bool) and "bool" not in annotation:
-            raise ValueError(f"must be {annotation}, not true or false")
-        if isinstance(value, str) and value.lower() in ("none", "null") and "None" in annotation:
-            return None
-        if isinstance(value, str) and value.startswith("[") and "tuple" in annotation:
-            return as_list(value)
-        return value
 
-    @field_validator("prompt_templates")
-    @classmethod
-    def _known_templates(cls, value: Any) -> Any:
-        find_templates(value)
-        return value
+# pydantic takes the fields of the last base first: data, model, objective, optimisation, run
+class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSettings, DataSettings):
+    """Settings of one run; every field is a papermill parameter and a command-line option.
+
+    The defaults are the ``toy`` preset: built-in data, small towers from scratch, CPU minutes.
+    Flat for whoever sets them; a function that reads one section asks for that section, and a
+    configuration is one.
+    """
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "RunConfig":
-        for name in ("image_tower", "text_tower"):
-            parse_tower_mode(getattr(self, name), name)
-        if self.batch_size % self.accumulation:
+    def _projection_fits_start(self) -> "RunConfig":
+        if self.start != "random" and self.projection != "linear":
+            field = "init" if self.fit == "gradient" else "fit"
             raise ValueError(
-                f"accumulation={self.accumulation} must divide batch_size={self.batch_size}"
-            )
-        if self.needs_teacher and self.teacher == "frozen" and self.teacher_run is None:
-            raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
-        if self.logit_scale > self.max_logit_scale:
-            raise ValueError(
-                f"logit_scale={self.logit_scale} is above max_logit_scale={self.max_logit_scale}"
+                f"{field}={self.start!r} fits linear maps; with projection={self.projection!r} "
+                "take init='random' and fit='gradient'"
             )
         return self
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether soft targets or pair weights come from a teacher."""
-        return self.pair_trust or self.soft_targets in ("teacher", "transport", "progressive")
 
     @classmethod
     def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":
         """Build a named set of values, changed where asked.
+
+        With other pairs than the preset's own, its labelled images are not taken for granted:
+        ``zeroshot_manifest`` is then None, unless it is given.
 
         Raises
         ------
@@ -208,7 +308,12 @@ class RunConfig(Strict):
         """
         if name not in PRESETS:
             raise ValueError(f"preset={name!r}: no such preset; {nearest(name, PRESETS)}")
-        return cls(**{**PRESETS[name], **changes})
+        values = dict(PRESETS[name])
+        own = values.get("manifest", cls.model_fields["manifest"].default)
+        given = changes.get("manifest", own)
+        if not isinstance(given, str) or given != own:
+            values["zeroshot_manifest"] = None  # that of the preset goes with its own pairs
+        return cls(**{**values, **changes})
 
     @classmethod
     def from_parameters(
@@ -245,7 +350,7 @@ class RunConfig(Strict):
 
 
 def _read_presets() -> dict[str, dict[str, Any]]:
-    presets = json.loads(Path(__file__).with_name("presets.json").read_text("utf-8"))
+    presets = json.loads((Path(__file__).parent / "data" / "presets.json").read_text("utf-8"))
     return {
         name: {**presets[preset.get("based_on", name)]["values"], **preset["values"]}
         for name, preset in presets.items()

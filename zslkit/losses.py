@@ -4,9 +4,13 @@ Dimensions: B = queries in this process, N = candidates scored (all processes' q
 D = embedding. The positive of row i is column ``offset + i``.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from zslkit.data.kinds import contrastive
 
 
 def positive_columns(n_queries: int, offset: int, device: torch.device | None = None) -> Tensor:
@@ -14,6 +18,8 @@ def positive_columns(n_queries: int, offset: int, device: torch.device | None = 
     return torch.arange(offset, offset + n_queries, device=device)
 
 
+@contrastive("softmax", r"-\log\,(e^{\alpha s_{ii}} / \sum_j e^{\alpha s_{ij}})",
+             words="InfoNCE", of_guessing=math.log)  # fmt: skip
 def contrastive_loss(
     logits_per_image: Tensor,
     logits_per_text: Tensor | None = None,
@@ -49,11 +55,7 @@ def contrastive_loss(
     """
     if logits_per_text is None:
         logits_per_text = logits_per_image.T
-    if logits_per_image.shape != logits_per_text.shape:
-        raise ValueError(
-            "logits_per_image and logits_per_text must have one shape, got "
-            f"{tuple(logits_per_image.shape)} and {tuple(logits_per_text.shape)}"
-        )
+    _require_one_shape(logits_per_image=logits_per_image, logits_per_text=logits_per_text)
     n_queries, n_candidates = logits_per_image.shape
     if not 0 <= offset <= n_candidates - n_queries:
         raise ValueError(
@@ -68,6 +70,8 @@ def contrastive_loss(
     return (image_to_text + text_to_image) / 2
 
 
+@contrastive("sigmoid", r"\sum_j \log\,(1 + e^{(1 - 2 [i = j]) (\alpha s_{ij} + \beta)})",
+             words="SigLIP", learned_bias=True)  # fmt: skip
 def sigmoid_loss(
     logits_per_image: Tensor, offset: int = 0, weights: Tensor | None = None
 ) -> Tensor:
@@ -127,14 +131,16 @@ def distillation_loss(
     Hinton, Vinyals and Dean (2015), arXiv:1503.02531, section 2; Cheng et al. (2021),
     arXiv:2104.08945.
     """
-    if student_logits.shape != soft_targets.shape:
-        raise ValueError(
-            "student_logits and soft_targets must have one shape, got "
-            f"{tuple(student_logits.shape)} and {tuple(soft_targets.shape)}"
-        )
+    _require_one_shape(student_logits=student_logits, soft_targets=soft_targets)
     rows = F.cross_entropy(student_logits, soft_targets.detach(), reduction="none")
     return _weighted_mean(rows, weights)
 
 
 def _weighted_mean(rows: Tensor, weights: Tensor | None) -> Tensor:
     return rows.mean() if weights is None else (weights * rows).mean()
+
+
+def _require_one_shape(**tensors: Tensor) -> None:
+    names, shapes = [*tensors], [tuple(tensor.shape) for tensor in tensors.values()]
+    if len({*shapes}) > 1:
+        raise ValueError("{} and {} must have one shape, got {} and {}".format(*names, *shapes))

@@ -1,4 +1,4 @@
-"""One objective: contrastive plus distillation towards one of four kinds of soft targets.
+"""One objective: a contrastive loss plus distillation towards soft targets, each of some kind.
 
 Dimensions: B = queries in this process, N = queries in all processes, D = embedding.
 """
@@ -8,19 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zslkit.config import RunConfig
-from zslkit.losses import contrastive_loss, distillation_loss, sigmoid_loss
-from zslkit.targets import (
-    fuse_similarities,
-    label_smoothing_targets,
-    progressive_targets,
-    target_agreement,
-    target_statistics,
-    teacher_targets,
-    transport_targets,
-)
+from zslkit.config import ObjectiveSettings, RunConfig
+from zslkit.data.kinds import CONTRASTIVE_LOSSES, SOFT_TARGETS, contrastive, soft_target  # noqa: F401
+from zslkit.losses import distillation_loss
+from zslkit.targets import fuse_similarities, target_agreement, target_statistics
 from zslkit.training import dist
 
+for _kinds in (CONTRASTIVE_LOSSES, SOFT_TARGETS):  # one that is not wired everywhere fails here
+    _kinds.check(RunConfig.model_fields)
 _AGREEMENT_ROWS = 64  # enough to see whether targets are inverted, cheap at any batch size
 
 
@@ -36,7 +31,7 @@ def training_loss(
     teacher: Embedded | None,
     logit_scale: Tensor,
     distillation_scale: Tensor,
-    config: RunConfig,
+    config: ObjectiveSettings,
     progress: float = 0.0,
     trust: Tensor | None = None,
     logit_bias: Tensor | None = None,
@@ -80,16 +75,16 @@ def training_loss(
     similarity_t = similarity_v.T if alone else student.text @ dist.gather(student.image).T
     # mean 1 over all processes: few trusted pairs do not make a small step
     weights = None if trust is None else trust / dist.gather(trust).mean().clamp_min(1e-6)
-    if config.contrastive_loss == "sigmoid":
-        contrastive = sigmoid_loss(logit_scale * similarity_v + logit_bias, offset, weights)
-    else:
-        contrastive = contrastive_loss(
-            logit_scale * similarity_v, logit_scale * similarity_t, offset, weights
-        )
-    terms = {"contrastive_loss": contrastive.item()}
+    kind = CONTRASTIVE_LOSSES[config.contrastive_loss]
+    logits = [logit_scale * similarity for similarity in (similarity_v, similarity_t)]
+    if kind.learned_bias:
+        logits = [side + logit_bias for side in logits]
+    sides = {"logits_per_image": logits[0], "logits_per_text": logits[1]}
+    one_hot_term = kind(config, **sides, offset=offset, weights=weights)
+    terms = {"contrastive_loss": one_hot_term.item()}
     targets = soft_targets(len(similarity_v), similarity_v.shape[1], teacher, config, progress)
     if targets is None:
-        return contrastive, terms
+        return one_hot_term, terms
     targets_v, targets_t = (t.to(similarity_v.device) for t in targets)
     distillation = (
         distillation_loss(distillation_scale * similarity_v, targets_v, weights)
@@ -101,34 +96,42 @@ def training_loss(
         guide = teacher.image[some] @ dist.gather(teacher.text).T
         terms["target_agreement"] = target_agreement(targets_v[some], guide, offset)
     weight = config.contrastive_weight
-    return weight * contrastive + (1 - weight) * distillation, terms
+    return weight * one_hot_term + (1 - weight) * distillation, terms
 
 
 @torch.no_grad()
 def soft_targets(
-    n_queries: int, n_candidates: int, teacher: Embedded | None, config: RunConfig, progress: float
+    n_queries: int,
+    n_candidates: int,
+    teacher: Embedded | None,
+    config: ObjectiveSettings,
+    progress: float,
 ) -> tuple[Tensor, Tensor] | None:
-    """Make the soft targets of both directions, (B, N) each; None when there are none."""
-    offset = dist.rank() * n_queries
-    kind = config.soft_targets
-    if kind == "label_smoothing":
-        targets = label_smoothing_targets(n_queries, n_candidates, config.label_smoothing, offset)
-        return targets, targets
-    if kind == "none" or teacher is None:
+    """Make the soft targets of both directions, (B, N) each; None when there are none.
+
+    Raises
+    ------
+    ValueError
+        For a kind that is not known, or one of a user's own that gives no soft targets.
+    """
+    kind, first = SOFT_TARGETS[config.soft_targets], dist.rank() * n_queries
+    if kind.function is None or (kind.needs_teacher and teacher is None):
         return None
+    trusted = config.trusted_start + (config.trusted_end - config.trusted_start) * progress
+    inputs = {"offset": 0, "progress": progress, "trusted_share": trusted}
+    inputs |= {"n_queries": n_candidates, "n_candidates": n_candidates}
+    # Transport and trust couple all rows: every process solves the whole and takes its part.
+    both = _similarities(teacher, config) if kind.needs_teacher else (None, None)
+    both = (kind(config, similarity=similarity, **inputs) for similarity in both)
+    return tuple(targets[first : first + n_queries] for targets in both)
+
+
+def _similarities(teacher: Embedded, config: ObjectiveSettings) -> list[Tensor]:
+    """Fuse the teacher's similarities of all processes' pairs, (N, N) for either direction."""
     image, text = dist.gather(teacher.image), dist.gather(teacher.text)
     weights = config.image_similarity_weight, config.text_similarity_weight
-    trusted = config.trusted_start + (config.trusted_end - config.trusted_start) * progress
-    intra_modal = (image @ image.T, text @ text.T) if any(weights) else None
-    both = []
-    # Transport and trust couple all rows: every process solves the whole and takes its part.
-    for cross in (cross_modal := image @ text.T, cross_modal.T):
-        similarity = fuse_similarities(cross, *intra_modal, *weights) if intra_modal else cross
-        if kind == "transport":
-            targets = transport_targets(similarity, config.epsilon, config.sinkhorn_iterations)
-        elif kind == "teacher":
-            targets = teacher_targets(similarity, config.teacher_temperature)
-        else:
-            targets = progressive_targets(similarity, config.teacher_temperature, trusted)
-        both.append(targets[offset : offset + n_queries])
-    return tuple(both)
+    both = [cross := image @ text.T, cross.T]
+    if not any(weights):
+        return both
+    intra_modal = image @ image.T, text @ text.T
+    return [fuse_similarities(cross, *intra_modal, *weights) for cross in both]

@@ -9,7 +9,10 @@ import math
 import torch
 from torch import Tensor
 
+from zslkit.data.kinds import soft_target
 from zslkit.losses import positive_columns
+
+soft_target("none", "w = 1", words="")(None)
 
 
 def one_hot_targets(n_queries: int, n_candidates: int, offset: int = 0) -> Tensor:
@@ -18,6 +21,8 @@ def one_hot_targets(n_queries: int, n_candidates: int, offset: int = 0) -> Tenso
     return targets.scatter_(1, positive_columns(n_queries, offset)[:, None], 1.0)
 
 
+@soft_target("label_smoothing", r"p_{ii} = 1 - \varepsilon,\; p_{ij} = \varepsilon / (N - 1)",
+             reads={"smoothing": "label_smoothing"}, softened_by="smoothing")  # fmt: skip
 def label_smoothing_targets(
     n_queries: int, n_candidates: int, smoothing: float, offset: int = 0
 ) -> Tensor:
@@ -78,6 +83,8 @@ def fuse_similarities(
     return cross.float() + intra_modal.masked_fill(own_pair, 0.0)
 
 
+@soft_target("teacher", r"p_{ij} = e^{s_{ij} / \tau} / \sum_k e^{s_{ik} / \tau}",
+             reads={"temperature": "teacher_temperature"}, softened_by="temperature")  # fmt: skip
 def teacher_targets(similarity: Tensor, temperature: float) -> Tensor:
     """Turn teacher similarities into probabilities: softmax(similarity / temperature).
 
@@ -144,6 +151,8 @@ def sinkhorn(similarity: Tensor, epsilon: float, n_iterations: int) -> Tensor:
     return log_plan.exp()
 
 
+@soft_target("transport", r"p = N \arg\max_{P 1 = P^\top 1 = 1 / N} P \cdot s + \epsilon H(P)",
+             reads={"n_iterations": "sinkhorn_iterations"}, softened_by="epsilon")  # fmt: skip
 def transport_targets(similarity: Tensor, epsilon: float = 0.15, n_iterations: int = 5) -> Tensor:
     """Optimal-transport plan with each row scaled to sum to 1, (B, N).
 
@@ -155,6 +164,9 @@ def transport_targets(similarity: Tensor, epsilon: float = 0.15, n_iterations: i
     return plan / plan.sum(dim=1, keepdim=True).clamp_min(torch.finfo(plan.dtype).tiny)
 
 
+@soft_target("progressive", r"p_{ij} = [i = j] \text{ if trusted, else } \sigma_j(s_{ij} / \tau)",
+             reads={"temperature": "teacher_temperature"}, softened_by="temperature",
+             begins_one_hot=True)  # fmt: skip
 def progressive_targets(
     similarity: Tensor, temperature: float, trusted_share: float, offset: int = 0
 ) -> Tensor:

@@ -1,15 +1,12 @@
 """Teachers: copies of the student's architecture that give soft targets and never train."""
 
 import copy
-from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from zslkit.config import RunConfig
 from zslkit.objective import Embedded
 from zslkit.training.batches import TrainingBatch, encode
-from zslkit.zeroshot.models.teacher import FixedTeacher, is_other_model
 
 
 class Teacher(nn.Module):
@@ -42,6 +39,7 @@ class Teacher(nn.Module):
         self.register_buffer("n_updates", torch.tensor(0))
         # A previous-generation teacher knows nothing until the first generation has ended.
         self.register_buffer("ready", torch.tensor(kind != "previous"))
+        self._sides: tuple | None = None  # a tuple, so that the student is no part of this module
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -57,21 +55,28 @@ class Teacher(nn.Module):
         """Move towards the student after an optimizer step; only ``ema`` moves.
 
         Floating-point buffers (BatchNorm statistics) are averaged like the parameters, counters
-        are copied.
+        are copied. Tensors are listed at the first call: neither model may move to another
+        device afterwards.
         """
         if self.kind != "ema":
             return
         n = self.n_updates.item()
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         self.n_updates += 1
+        if self._sides is None or self._sides[0] is not student:
+            self._sides = student, *self._gather(student)
+        _, moving, targets, counters, counts = self._sides
+        torch._foreach_lerp_(moving, targets, 1 - decay)
+        for own, value in zip(counters, counts, strict=True):
+            own.copy_(value)
+
+    def _gather(self, student: nn.Module) -> list[list[Tensor]]:
+        """List what moves, towards what, and counters: walking both models costs more than that."""
         sides = ([*model.parameters(), *model.buffers()] for model in (self.model, student))
-        for own, value in zip(*sides, strict=True):
-            if own is value:
-                continue
-            if value.is_floating_point():
-                own.lerp_(value, 1 - decay)
-            else:
-                own.copy_(value)
+        pairs = [(own, value) for own, value in zip(*sides, strict=True) if own is not value]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        return [[pair[side] for pair in kind] for kind in (floats, counts) for side in (0, 1)]
 
     def end_generation(self, student: nn.Module) -> None:
         """Become a copy of the student at the end of a generation; only ``previous`` does.
@@ -83,31 +88,3 @@ class Teacher(nn.Module):
         if self.kind == "previous":
             self.model.load_state_dict(student.state_dict())
             self.ready.fill_(True)
-
-
-def build_teacher(student: nn.Module, config: RunConfig) -> Teacher | None:
-    """Build the teacher that ``config`` asks for; None when no soft target needs one.
-
-    Raises
-    ------
-    ValueError
-        If ``teacher_run`` holds a run whose weights do not fit the student, or a model of another
-        kind is asked for trust in pairs.
-    """
-    if not config.needs_teacher:
-        return None
-    if config.teacher == "frozen" and is_other_model(config.teacher_run):
-        return FixedTeacher(config)
-    teacher = Teacher(student, config.teacher, config.ema_decay, config.ema_warmup)
-    if config.teacher == "frozen":
-        from zslkit.checkpoint import load_run
-
-        source = load_run(Path(config.teacher_run)).model
-        try:
-            teacher.model.load_state_dict(source.state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                f"teacher_run={config.teacher_run!r}: its weights do not fit this run's towers "
-                f"and embedding_dim ({str(error).splitlines()[-1].strip()})"
-            ) from None
-    return teacher

@@ -5,27 +5,38 @@ same weights, bit for bit on the CPU.
 """
 
 import math
+import signal
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import torch
 
-from zslkit.checkpoint import Run, read_history, restore_checkpoint, save_checkpoint, start_run_dir
+from zslkit.checkpoint import (
+    LoopState,
+    Run,
+    build_teacher,
+    latest_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from zslkit.config import RunConfig
 from zslkit.data.sampling import check_broken
+from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
+from zslkit.evaluation.fitting import fit_projections
 from zslkit.report.cards import write_card
-from zslkit.report.provenance import peak_memory, provenance
-from zslkit.teacher import build_teacher
+from zslkit.report.provenance import provenance
+from zslkit.report.run_folder import RunFacts, rewind_history, run_folder
 from zslkit.training import dist
 from zslkit.training.batches import TrainingData
 from zslkit.training.coach import advise
 from zslkit.training.device import choose_device, repeatable
-from zslkit.training.monitor import Monitor, interruptible
-from zslkit.training.optim import build_optimizer, clip_gradients, learning_rate_at, trainable
+from zslkit.training.monitor import Monitor
+from zslkit.training.optim import build_optimizer, clip_gradients, set_learning_rate, trainable
 from zslkit.training.step import backward
 
 Callback = Callable[[Run, dict[str, float]], dict[str, float] | None]
-
 
 EARLY = 100
 """Step of a first look at the curves, besides those at the end of each epoch: some are long."""
@@ -40,20 +51,24 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         All settings; ``output_dir`` receives config, metrics and checkpoints.
     callbacks : sequence of callable
         Called as ``callback(run, row)`` after each optimizer step; the numbers that one returns
-        join the row. ``run.record`` holds ``steps_per_epoch`` and ``total_steps`` by then.
+        join the row. ``run.facts`` holds ``steps_per_epoch`` and ``total_steps`` by then.
 
     Returns
     -------
     Run
-        The student in eval mode. Ctrl-C saves and returns early, with
-        ``record["interrupted"]`` true.
+        The student in eval mode. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save and return early, with
+        ``facts.interrupted`` true and ``stopped_by`` the signal's number.
 
     Raises
     ------
     ValueError
-        For settings that do not fit the data, or a resumed run with other settings.
+        For settings that do not fit the data, a resumed run with other settings, or one whose
+        checkpoints are all damaged.
+    BlockingIOError
+        If another run writes to ``output_dir``; names it.
     FloatingPointError
-        When the loss is not finite, before the weights change; names the batch.
+        When loss or gradients are not finite, before the weights change; names the batch. Or
+        when weights are not, before they are saved.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -61,98 +76,88 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     dist.start(device)
     model = build_dual_encoder(config).to(device)
     data = TrainingData(model, config, device)
-    run_dir, checkpoint = start_run_dir(config)
-    teacher = build_teacher(model, config)
-    optimizer = build_optimizer(model, config)
-    parameters = trainable(model)
+    config = data.config  # its batch is no larger than the data
     total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
-    torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
-    state = {"step": 0, "broken": sorted(data.broken), "seconds": 0.0}
-    if checkpoint:
-        state = restore_checkpoint(checkpoint, model, teacher, optimizer)
-    step, data.trust = state["step"], state.pop("trust", None)
-    run = Run(model, config, read_history(run_dir, step), run_dir, teacher)
-    run.record = {"steps_per_epoch": data.per_epoch, "total_steps": total_steps}
-    monitor = Monitor(
-        run_dir, run.history, step, total_steps, state["seconds"], config.tensorboard,
-        quiet=dist.rank() > 0,
-    )  # fmt: skip
+    total_steps *= config.fit == "gradient"
+    facts = RunFacts(data.per_epoch, total_steps, pairs=len(data))
+    facts.swapped_captions = int(data.pairs.swapped.sum())
 
-    def save() -> None:
+    with run_folder(config) as run_dir, repeatable(device), interruptible() as stop:
+        state, checkpoint = LoopState(broken=sorted(data.broken)), latest_checkpoint(run_dir)
+        if config.start != "random" and not checkpoint:
+            state.trust = fit_projections(model, data, config).trust
+        teacher = build_teacher(model, config)
+        optimizer, parameters = build_optimizer(model, config), trainable(model)
+        torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
+        if checkpoint:
+            state = restore_checkpoint(checkpoint, model, teacher, optimizer)
+        run = Run(model, config, rewind_history(run_dir, state.step), run_dir, teacher, facts)
+        began = time.perf_counter() - state.seconds
+
+        def save() -> None:
+            if dist.rank() == 0:
+                parts, keep = (model, teacher, optimizer), config.keep_checkpoints
+                save_checkpoint(run_dir, state, *parts, data.fingerprints, keep)
+
+        with Monitor(run_dir, state.step, total_steps, config.tensorboard, dist.rank() > 0) as show:
+            for epoch, batch in data.stream(state.step, total_steps):
+                if dist.any_process(stop.signum is not None):
+                    run.stopped_by = stop.signum or signal.SIGINT
+                    break
+                state.broken = sorted({*state.broken, *batch.broken})
+                left_out = [*data.pairs.skipped, *state.broken]
+                check_broken(left_out, data.n_listed, config.max_unreadable)
+                ended, within = divmod(state.step, data.per_epoch)  # epochs, batches of this one
+                if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
+                    teacher.end_generation(model)
+                if config.pair_trust and config.trust_judge == "held_out":
+                    state.trust = data.estimate_trust(model) if state.trust is None else state.trust
+                elif config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
+                    state.trust = data.estimate_trust(teacher.model)
+
+                if not model.training:  # a callback may have measured it
+                    model.train()
+                rate = set_learning_rate(optimizer, state.step, total_steps, config)
+                optimizer.zero_grad(set_to_none=True)
+                trust = None if state.trust is None else state.trust[batch.captions].to(device)
+                progress = state.step / total_steps
+                loss, terms = backward(model, teacher, batch, config, progress, trust)
+                dist.average_gradients(parameters)
+                norm = clip_gradients(parameters, config.clip_norm)
+                if dist.any_process(not math.isfinite(loss + norm)):
+                    # nothing is saved: this forward pass may have spoilt BatchNorm statistics
+                    raise FloatingPointError(
+                        f"loss={loss}, gradient_norm={norm} at batch {within} of epoch {epoch} "
+                        f"(keys {', '.join(batch.keys[:3])} …); no weight was changed by it. Try "
+                        "a lower learning_rate or logit_scale; "
+                        f"{str(run_dir)!r} keeps its last checkpoint"
+                    )
+                optimizer.step()
+                model.clamp_scales()
+                if teacher:
+                    teacher.update(model)
+                state.step += 1
+
+                row = {"step": state.step, "epoch": epoch, "loss": loss, **terms}
+                row |= {**model.scales(), "learning_rate": rate, "gradient_norm": norm}
+                if trust is not None:
+                    row["mean_trust"] = trust.mean().item()
+                for callback in callbacks:
+                    row |= callback(run, row) or {}
+                run.history.append(row)
+                show.log(row, len(batch))
+                if state.step % data.per_epoch == 0 or state.step in (EARLY, total_steps):
+                    advice = advise(run.history, config, data.duplicates)
+                    facts.advice = [*advice.values()]
+                    show.tell(advice)
+                state.seconds = time.perf_counter() - began
+                if state.step % config.checkpoint_every == 0:
+                    save()
+            save()
+        model.eval()
+        facts.measure(state.step, state.seconds, config.batch_size)
+        facts.unreadable_images, facts.source = state.broken, list(data.pairs.understood)
+        facts.left_out = data.pairs.left_out | ({"unreadable": b} if (b := state.broken) else {})
         if dist.rank() == 0:
-            state.update(seconds=monitor.seconds, frozen=data.fingerprints)
-            also = {} if data.trust is None else {"trust": data.trust}
-            save_checkpoint(run_dir, step, model, teacher, optimizer, state | also)
-
-    with repeatable(device), monitor, interruptible() as stop:
-        for epoch, batch in data.stream(step, total_steps):
-            if dist.any_process(stop.is_set()):
-                break
-            state["broken"] = sorted({*state["broken"], *batch.broken})
-            check_broken(state["broken"], len(data.pairs), config.max_unreadable)
-            if teacher and step and step % (config.generation_epochs * data.per_epoch) == 0:
-                teacher.end_generation(model)
-            epoch_starts = step % data.per_epoch == 0
-            if config.pair_trust and epoch >= config.pair_trust_epoch and epoch_starts:
-                data.estimate_trust(teacher.model)
-
-            if not model.training:  # a callback may have measured it
-                model.train()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, total_steps, config)
-            optimizer.zero_grad(set_to_none=True)
-            trust = data.trust_of(batch)
-            loss, terms = backward(model, teacher, batch, config, step / total_steps, trust)
-            if not math.isfinite(loss):
-                # nothing is saved: this forward pass may have spoilt BatchNorm statistics
-                raise FloatingPointError(
-                    f"loss={loss} at batch {step % data.per_epoch} of epoch {epoch} (keys "
-                    f"{', '.join(batch.keys[:3])} …); no weight was changed by it. Try a lower "
-                    f"learning_rate or logit_scale; {str(run_dir)!r} keeps its last checkpoint"
-                )
-            dist.average_gradients(parameters)
-            gradient_norm = clip_gradients(parameters, config.clip_norm)
-            optimizer.step()
-            model.clamp_scales()
-            if teacher:
-                teacher.update(model)
-            step += 1
-
-            row = {
-                "step": step,
-                "epoch": epoch,
-                "loss": loss,
-                **terms,
-                "logit_scale": model.logit_scale.item(),
-                "distillation_scale": model.distillation_scale.item(),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "gradient_norm": gradient_norm,
-            }
-            if trust is not None:
-                row["mean_trust"] = trust.mean().item()
-            for callback in callbacks:
-                row |= callback(run, row) or {}
-            monitor.log(row, len(batch))
-            epoch_ends = step % data.per_epoch == 0
-            if epoch_ends or step in (EARLY, total_steps):
-                monitor.tell(advise(run.history, config, data.duplicates))
-            if step % config.checkpoint_every == 0:
-                save()
-        save()
-    model.eval()
-    seconds = monitor.seconds
-    run.record |= {
-        "steps": step,
-        "interrupted": step < total_steps,
-        "train_seconds": round(seconds, 2),
-        "seconds_per_step": round(seconds / max(1, step), 4),
-        "images_per_second": round(step * config.batch_size / seconds, 1),
-        "peak_memory_mib": peak_memory(),
-        "pairs": len(data),
-        "swapped_captions": int(data.pairs.swapped.sum()),
-        "unreadable_images": state["broken"],
-        "advice": [*monitor.told.values()],
-    }
-    if dist.rank() == 0:
-        write_card(run_dir, provenance(config) | {"record": run.record})
+            write_card(run_dir, provenance(config) | {"record": asdict(facts)})
     return run

@@ -310,6 +310,11 @@ def test_wilson_interval_at_published_values():
     assert wilson_interval(10, 10)["low"] == pytest.approx(0.7225, abs=1e-4)
     half = wilson_interval(5, 10)
     assert (half["low"], half["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    z = 1.959963984540054  # the equation of Wilson (1927) at 3 of 20
+    centre, half = (0.15 + z**2 / 40) / (1 + z**2 / 20), z / (1 + z**2 / 20)
+    half *= math.sqrt(0.15 * 0.85 / 20 + z**2 / 1600)
+    found = wilson_interval(3, 20)
+    assert (found["low"], found["high"]) == pytest.approx((centre - half, centre + half), rel=1e-12)
     with pytest.raises(ValueError, match="a fraction of n=0 has no interval"):
         wilson_interval(0, 0)
 

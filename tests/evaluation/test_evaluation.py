@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
 from zslkit.data.pairs import open_pairs
 from zslkit.encoders.dual import build_dual_encoder
@@ -167,10 +168,10 @@ def test_a_set_without_classes_is_refused(model, config, photos):
 def test_a_set_with_several_classes_for_an_image_is_sent_elsewhere(model, config, monkeypatch):
     def without_labels(*given, **options):
         pairs = open_pairs(*given, **options)
-        pairs.labels = None
+        pairs.labels, pairs.positives = None, [(0, 1)] * len(pairs)
         return pairs
 
-    monkeypatch.setattr("zslkit.evaluation.evaluator.open_pairs", without_labels)
+    monkeypatch.setattr("zslkit.data.named.open_pairs", without_labels)
     with pytest.raises(
         ValueError, match="several classes each; evaluate them with .*--label-space"
     ):
@@ -182,7 +183,8 @@ def test_an_unreadable_image_is_left_out_with_its_captions(
     model, config, photos, tmp_path, image_tower
 ):
     changes = {"manifest": photos, "zeroshot_manifest": None, "image_tower": image_tower}
-    config = config.model_copy(update={**changes, "cache_dir": str(tmp_path / "cache")})
+    changes |= {"max_unreadable": 0.1, "cache_dir": str(tmp_path / "cache")}
+    config = config.model_copy(update=changes)
     pairs = open_pairs(photos, "test")
     for _ in range(2):  # computed, then perhaps from the cache
         images, rows = embed_images(model, pairs, config)
@@ -196,13 +198,14 @@ def test_an_unreadable_image_is_left_out_with_its_captions(
 
 def test_recall_at_k_needs_more_candidates_than_k(model, config, photos):
     """Otherwise it is 1 by construction and tells nothing."""
-    few = config.model_copy(update={"manifest": photos, "zeroshot_manifest": None})
+    changes = {"manifest": photos, "zeroshot_manifest": None, "max_unreadable": 0.5}
+    few = config.model_copy(update=changes)
     retrieval = evaluate(model, few)["retrieval"]
     assert retrieval["text_to_image"].keys() == {"recall@1", "recall@5", "recall@10"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "zslkit.evaluation.retrieval.open_pairs",
-            lambda name, split, data_root=None: open_pairs(name, split, max_pairs=4),
+            "zslkit.evaluation.retrieval.held_out_pairs",
+            lambda config: open_pairs(config.manifest, config.test_split, max_pairs=4),
         )
         retrieval = evaluate(model, few)["retrieval"]
     assert "recall@5" not in retrieval["text_to_image"]
@@ -212,15 +215,34 @@ def test_example_targets_are_those_of_the_objective(tiny_settings, tmp_path):
     config = RunConfig(**tiny_settings, max_steps=1, output_dir=str(tmp_path))
     run = train(config)
     pairs = open_pairs(config.manifest, "train")
-    targets = example_targets(run, pairs, range(5))
+    rows, targets = example_targets(run, pairs, range(5))
+    assert rows == [0, 1, 2, 3, 4]
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(5))
     teacher, transform = run.teacher.model, run.model.image_transform(train=False)
     images = teacher.encode_image(torch.stack([transform(pairs[i].pixels) for i in range(5)]))
     texts = teacher.encode_text([pairs[i].captions[0] for i in range(5)])
     expected = (images @ texts.T / config.teacher_temperature).softmax(dim=1)
     torch.testing.assert_close(targets, expected)
+    softer = config.model_copy(update={"teacher_temperature": 1.0})
+    _, targets = example_targets(run, pairs, range(5), softer)
+    torch.testing.assert_close(targets, (images @ texts.T).softmax(dim=1))
     run.config = config.model_copy(update={"soft_targets": "none"})
-    assert example_targets(run, pairs, range(5)) is None
+    assert example_targets(run, pairs, range(5)) == (rows, None)
+
+
+def test_an_unreadable_example_does_not_stop_the_others(model, photos, config, tmp_path):
+    unlabelled = {"manifest": photos, "zeroshot_manifest": None, "output_dir": str(tmp_path)}
+    config = config.model_copy(update={**unlabelled, "soft_targets": "label_smoothing"})
+    run = Run(model, config, [], tmp_path)
+    rows, targets = example_targets(run, open_pairs(photos, "test"), range(6))
+    assert rows == [0, 1, 2, 3, 5]
+    assert targets.shape == (5, 5)
+
+
+def test_too_many_unreadable_images_stop_an_evaluation(model, photos, config):
+    changes = {"manifest": photos, "zeroshot_manifest": None, "max_unreadable": 0.05}
+    with pytest.raises(ValueError, match=r"1 of 12 images are unreadable .* limit of 5.0%"):
+        evaluate(model, config.model_copy(update=changes))
 
 
 def test_watching_a_run_adds_figures_and_changes_no_weight(tiny_settings, tmp_path):

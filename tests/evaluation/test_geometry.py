@@ -14,9 +14,10 @@ from torch import nn
 
 from zslkit.config import RunConfig
 from zslkit.data.cache import tower_features
+from zslkit.data.named import labelled_images
 from zslkit.data.pairs import open_pairs
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.evaluation.evaluator import rank_labelled_images
 from zslkit.evaluation.explore import thumbnail
 from zslkit.evaluation.geometry import (
@@ -34,7 +35,6 @@ from zslkit.evaluation.towers import (
     activation_bytes,
     build_towers,
     measure_cache,
-    open_labelled,
     tower_facts,
 )
 from zslkit.zeroshot.ranking import similarity_blocks
@@ -318,10 +318,10 @@ def test_without_a_cache_folder_nothing_is_left(config, tmp_path, monkeypatch):
 
 def test_labelled_images_are_those_of_the_evaluation_or_a_draw_of_them(config):
     whole = rank_labelled_images(build_dual_encoder(config), config)
-    pairs = open_labelled(config, 1000)
+    pairs = labelled_images(config, 1000)
     assert pairs.image_fingerprint == whole.pairs.image_fingerprint
-    few = open_labelled(config, 5)
-    again = open_labelled(config.model_copy(update={"seed": 9}), 5)
+    few = labelled_images(config, 5)
+    again = labelled_images(config.model_copy(update={"seed": 9}), 5)
     assert len(few) == len(again) == 5
     assert few.keys.tolist() != again.keys.tolist()
 
@@ -342,7 +342,7 @@ def unlabelled(tmp_path):
 def test_labelled_images_are_asked_for(config, unlabelled):
     none = config.model_copy(update={"zeroshot_manifest": None})
     with pytest.raises(ValueError, match="zeroshot_manifest=None: give labelled images"):
-        open_labelled(none, 10)
+        labelled_images(none, 10)
     captioned = config.model_copy(update={"zeroshot_manifest": unlabelled})
     with pytest.raises(ValueError, match="mine.json': its images have no classes"):
-        open_labelled(captioned, 10)
+        labelled_images(captioned, 10)

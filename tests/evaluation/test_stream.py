@@ -313,7 +313,7 @@ def test_own_classes_are_found_among_others(model, config, pairs, tmp_path):
     assert among["label space"]["name"] == "tiny+cifar10"
     assert alone["hits"]["strict"]["hit@1"]["value"] >= among["hits"]["strict"]["hit@1"]["value"]
     none = config.model_copy(update={"zeroshot_manifest": None})
-    with pytest.raises(ValueError, match="zeroshot_manifest=None: give a labelled set"):
+    with pytest.raises(ValueError, match="zeroshot_manifest=None: give labelled images"):
         evaluate_run(model, none, ["own"], {"none": "none"}, tmp_path)
 
 

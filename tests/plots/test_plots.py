@@ -28,6 +28,7 @@ from zslkit.plots.training import (
     learning_curves,
     target_curves,
     target_matrix,
+    target_panels,
 )
 
 IMAGES = [
@@ -47,6 +48,10 @@ TARGETS = [
 ]  # fmt: skip
 DOTS = {name: {"value": v, "low": v - 0.1, "high": v + 0.2} for name, v in (("a", 0.3), ("b", 0.5))}
 RELIABILITY = {"ece": 0.25, "bins": [{"confidence": 0.3, "accuracy": 0.5, "n": 4}]}
+BARS = {
+    "a": {"value": 0.2, "low": 0.1, "high": 0.3},
+    "b": {"value": 0.4, "low": 0.3, "high": 0.6},
+}
 ABSTENTION = ([0.25, 1.0], [0.0, 0.5], 0.375)
 PREDICTIONS = [[("cat", 0.9, 0.7), ("$dog$", 0.1, 0.3)]] * 3
 
@@ -55,7 +60,7 @@ def draw_all():
     return {
         "pairs": pair_grid(IMAGES, CAPTIONS, columns=2),
         "curves": learning_curves(HISTORY),
-        "bars": hit_bars(["a", "b"], [0.2, 0.4], [(0.1, 0.3), (0.3, 0.6)], chance=0.05),
+        "bars": hit_bars(BARS, chance=0.05),
         "targets": target_matrix(torch.eye(3), CAPTIONS, CAPTIONS),
         "predictions": prediction_grid(IMAGES, PREDICTIONS, ["cat", ("$dog$", "x"), ()]),
         "softness": target_curves(TARGETS, 8),
@@ -124,10 +129,30 @@ def test_hit_bars_are_percentages_with_their_intervals():
 
 
 def test_hit_bars_without_intervals_and_with_no_hit_at_all():
-    axes = hit_bars(["a"], [0.0], quantity="recall@10").axes[0]
+    axes = hit_bars({"a": 0.0}, quantity="recall@10").axes[0]
     assert axes.get_xlabel() == "recall@10 (%)"
     assert axes.get_xlim()[1] > 0
     assert not axes.lines
+
+
+def test_panels_of_targets_share_one_scale():
+    figure = target_panels({"T = 0.1": np.eye(2), "T = 1": np.full((2, 2), 0.5)}, ["a", "$b$"])
+    cold, hot, bar = figure.axes
+    assert cold.images[0].get_clim() == hot.images[0].get_clim() == (0, 1)
+    assert np.array_equal(hot.images[0].get_array(), np.full((2, 2), 0.5))
+    assert [label.get_text() for label in hot.get_xticklabels()] == ["a", r"\$b\$"]
+    assert hot.get_title() == "T = 1"
+    assert bar.get_ylabel() == "target probability"
+
+
+def test_figures_follow_a_dark_theme_unless_they_hold_photos():
+    figures = draw_all()
+    for name in ("pairs", "predictions"):
+        assert figures[name]._repr_html_() is None
+    for name in figures.keys() - {"pairs", "predictions"}:
+        page = figures[name]._repr_html_()
+        assert '[data-jp-theme-light="false"] img.zslkit-figure' in page
+        assert 'src="data:image/png;base64,' in page
 
 
 def test_target_matrix_keeps_rows_as_images():
@@ -152,7 +177,11 @@ def test_predictions_tick_the_true_class():
 def test_interval_curves_draw_points_limits_and_a_second_axis():
     points = [{"value": v, "low": v - 0.1, "high": v + 0.2} for v in (0.3, 0.5)]
     figure = interval_curves(
-        [0.01, 0.1], {"w 0.5": points}, {"one-hot": 0.4}, [1.0, 2.0], ("T", "hit@1", "entropy")
+        [0.01, 0.1],
+        {"w 0.5": points},
+        {"one-hot": {"value": 0.4}},
+        [{"value": 1.0}, {"value": 2.0}],
+        ("T", "hit@1", "entropy"),
     )
     left, right = figure.axes
     line = left.containers[0].lines[0]
@@ -190,6 +219,26 @@ def test_dots_of_one_name_stand_in_its_row():
     differences = interval_dots({"": DOTS}, "difference", zero=True).axes[0]
     assert differences.get_xlabel() == "difference (points)"
     assert any(list(line.get_xdata()) == [0, 0] for line in differences.lines)
+
+
+def test_what_is_no_fraction_is_drawn_in_its_own_unit():
+    axes = interval_dots({"": DOTS}, "training time", unit="s").axes[0]
+    assert axes.containers[0].lines[0].get_xdata().tolist() == pytest.approx([0.3, 0.5])
+    assert axes.get_xlabel() == "training time (s)"
+    axes = interval_dots({"": DOTS}, "training time", zero=True, unit="s").axes[0]
+    assert axes.get_xlabel() == "training time (s)"
+    points = [{"value": v, "low": v - 1, "high": v + 1} for v in (30.0, 50.0)]
+    left, _ = interval_curves(
+        [0.01, 0.1],
+        {"w": points},
+        {"one-hot": {"value": 40.0, "low": 39.0, "high": 41.0}},
+        [{"value": v, "low": v, "high": v} for v in (1.0, 2.0)],
+        ("T", "gap", "entropy"),
+        unit="",
+    ).axes
+    assert left.containers[0].lines[0].get_ydata().tolist() == [30, 50]
+    assert 40 in [line.get_ydata()[0] for line in left.lines]
+    assert left.get_ylabel() == "gap"
 
 
 def test_confusion_shows_the_classes_with_most_errors_in_percent():

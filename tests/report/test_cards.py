@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from scipy import stats
@@ -10,7 +11,7 @@ from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json
 from zslkit.evaluation.intervals import seed_interval
-from zslkit.report.cards import _objective, card, card_markdown, load_results, read_run, write_card
+from zslkit.report.cards import card, card_markdown, load_results, read_run, write_card
 from zslkit.report.comparison import compare, comparison_tables, facts
 from zslkit.report.provenance import provenance
 from zslkit.report.results import record
@@ -38,13 +39,14 @@ def trained(tiny_settings, tmp_path_factory):
 
 def test_training_leaves_one_record_and_a_card(trained):
     stored = read_run(trained.run_dir)
-    assert stored["record"] == trained.record == load_run(trained.run_dir).record
+    assert stored["record"] == asdict(trained.facts)
+    assert trained.facts == load_run(trained.run_dir).facts
     assert stored.keys() >= {"config", "seed", "manifest_checksum", "code", "versions", "machine"}
     assert "metrics" not in stored
-    step = trained.record["seconds_per_step"]
-    assert 2 * step == pytest.approx(trained.record["train_seconds"], abs=0.02)
-    assert trained.record["images_per_second"] * step == pytest.approx(8, rel=0.01)  # a batch
-    assert trained.record["peak_memory_mib"]["resident"] > 100
+    step = trained.facts.seconds_per_step
+    assert 2 * step == pytest.approx(trained.facts.train_seconds, abs=0.02)
+    assert trained.facts.images_per_second * step == pytest.approx(8, rel=0.01)  # a batch
+    assert trained.facts.peak_memory_mib["resident"] > 100
     assert "| steps | 2 of 2 complete |" in (trained.run_dir / "card.md").read_text("utf-8")
 
 
@@ -52,7 +54,7 @@ def test_metrics_and_advice_join_the_card_of_their_run(trained):
     record({"hit@1": HIT}, trained.config, trained.run_dir, extra={"advice": ["Try | more."]})
     stored = read_run(trained.run_dir)
     assert stored["metrics"] == {"hit@1": HIT}
-    assert stored["record"] == trained.record | {"advice": ["Try | more."]}
+    assert stored["record"] == asdict(trained.facts) | {"advice": ["Try | more."]}
     text = (trained.run_dir / "card.md").read_text("utf-8")
     assert "| hit@1 | 50.0% | 40.0% to 60.0% | 80 | 5.0% |" in text
     assert "\n- Try \\| more.\n" in text
@@ -105,7 +107,7 @@ def test_a_card_keeps_folders_outside_the_project_private(tmp_path):
 def test_rates_are_shown_in_percent_and_other_numbers_are_not():
     assert estimate_row("hit@1", HIT) == ["hit@1", "50.0%", "40.0% to 60.0%", "80", "5.0%"]
     assert estimate_row("recall ratio", {"value": 0.9}) == ["recall ratio", "0.9", "", "", ""]
-    assert estimate_row("loss", {"value": 1.23456})[1] == "1.235"
+    assert estimate_row("loss", {"value": 1.23456})[1] == "1.235 nats"
 
 
 def sweep(folder, values, metric="hit@1", **changes):
@@ -151,7 +153,7 @@ def test_two_samples_of_seeds_combine_their_intervals(tmp_path):
     assert found["difference"]["value"] == pytest.approx(8.2)
     assert found["difference"]["high"] - 8.2 == pytest.approx(half, rel=1e-4)
     assert 8.2 - found["difference"]["low"] == pytest.approx(half, rel=1e-4)
-    assert found["verdict"] == "higher than chance would explain"
+    assert found["verdict"] == "worse than chance would explain"
 
 
 def test_one_seed_cannot_tell_but_its_siblings_can(tmp_path):
@@ -203,7 +205,7 @@ def test_a_comparison_is_worded_as_tables(tmp_path):
                 "better than chance would explain, paired over 2 shared seeds",
             ],
         ],
-        "Only on one side": [["metric"], ["self_mass"]],
+        "Only on one side": [["metric"], ["mass on the own pair"]],
     }
 
 
@@ -237,7 +239,18 @@ def test_results_are_plain_json(tmp_path):
             {"pair_trust": True},
             "0.5 InfoNCE, the rest towards teacher targets, pairs weighed by the teacher's trust",
         ),
+        (
+            {"soft_targets": "none", "pair_trust": True, "trust_judge": "held_out"},
+            "InfoNCE, pairs weighed by fits that never saw them",
+        ),
+        ({"fit": "cca"}, "cca in closed form"),
+        (
+            {"fit": "ridge", "pair_trust": True},
+            "ridge in closed form, captions weighed by fits that never saw them",
+        ),
+        ({"soft_targets": "none", "init": "cca"}, "InfoNCE, started from cca"),
     ],
 )
 def test_a_card_says_what_the_objective_was(settings, words):
-    assert _objective(RunConfig(**settings).model_dump()) == words
+    training = dict(card(run_of(**settings))["Training"][1:])
+    assert training["objective"] == words

@@ -15,14 +15,14 @@ from zslkit.plots.evaluation import hit_bars
 from zslkit.report.cards import load_results, write_card
 from zslkit.report.index import describe, write_index
 from zslkit.report.provenance import provenance
-from zslkit.report.results import PUBLISHED, record, results_table
+from zslkit.report.results import PUBLISHED, Published, record
 
 HIT = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 80, "chance": 0.05}
 
 
 def test_record_writes_everything_a_reader_needs(tmp_path):
     config = RunConfig(seed=7)
-    figures = {"bars": hit_bars(["a"], [0.5])}
+    figures = {"bars": hit_bars({"a": 0.5})}
     folder = tmp_path / "deep" / "03_train"
     path = record({"hit@1": HIT}, config, folder, figures=figures, extra={"broken": ["x.jpg"]})
     assert path == folder / "results.json"
@@ -67,20 +67,7 @@ def test_a_metric_that_is_no_finite_number_is_refused(tmp_path, bad):
 
 def test_a_figure_name_is_no_path(tmp_path):
     with pytest.raises(ValueError, match=r"letters, digits, _ and -, not \['../bars'\]"):
-        record({}, {}, tmp_path, figures={"../bars": hit_bars(["a"], [0.5])})
-
-
-def test_table_has_a_row_for_each_metric(tmp_path):
-    record({"zero-shot": {"hit@1": HIT}, "losses": [2.0, 1.0]}, {"seed": 3}, tmp_path / "a")
-    record({"loss": 0.5}, {"seed": 4}, tmp_path / "b")
-    table = results_table([load_results(tmp_path / name) for name in "ab"])
-    assert " ".join(table.columns) == "name metric value low high n chance seed"
-    assert list(table["name"]) == ["a", "a", "a", "b"]
-    assert list(table["metric"]) == ["zero-shot / hit@1", "losses / 0", "losses / 1", "loss"]
-    assert list(table["value"]) == [0.5, 2.0, 1.0, 0.5]
-    assert table["chance"][0] == 0.05
-    assert table["low"].isna().tolist() == [False, True, True, True]
-    assert list(table["seed"]) == [3, 3, 3, 4]
+        record({}, {}, tmp_path, figures={"../bars": hit_bars({"a": 0.5})})
 
 
 def test_published_figures_are_fractions_with_their_source():
@@ -92,6 +79,33 @@ def test_published_figures_are_fractions_with_their_source():
         for row in method:
             assert len(row) == len(PUBLISHED["ks"])
             assert 0 < row[0] < row[1] < row[2] < 1
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"mine": [[0.1, 0.2, 0.3]]}, r"methods='mine': needs 3 figures for each of 2 sets, has"),
+        ({"mine": [[10, 20, 30]] * 2}, r"methods='mine': 10.0 is no fraction"),
+    ],
+)
+def test_published_figures_that_are_incomplete_are_refused(methods, message):
+    with pytest.raises(ValueError, match=message):
+        Published(**PUBLISHED | {"methods": methods})
+
+
+def test_a_figure_that_fails_leaves_the_earlier_one(tmp_path):
+    path = record({"a": 1.0}, None, tmp_path, figures={"bars": hit_bars(["a"], [0.5])}).parent
+    before = (path / "bars.png").read_bytes()
+
+    class Broken:
+        def savefig(self, file, **_):
+            file.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        record({"a": 1.0}, None, tmp_path, figures={"bars": Broken()})
+    assert (path / "bars.png").read_bytes() == before
+    assert sorted(file.name for file in path.iterdir()) == ["bars.png", "results.json"]
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +125,9 @@ def page(tmp_path_factory):
         (folder / f"{name}.html").touch()
     (folder / "01_run").mkdir()
     write_card(folder / "01_run", run_of(train_split="<i>train</i>"))
-    figures = {f"bars_{number}": hit_bars(["a"], [0.5]) for number in range(5)}
+    figures = {f"bars_{number}": hit_bars({"a": 0.5}) for number in range(5)}
     extra = {"advice": ["Look at <b>this</b>."]}
-    record({"<b>hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
+    record({"<b> hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
     (folder / "01_run" / "bars_1.png").unlink()  # someone has tidied up
     for seed in (0, 1):
         (folder / "02_sweep" / "InfoNCE" / f"seed-{seed}").mkdir(parents=True)
@@ -141,7 +155,7 @@ def test_index_shows_titles_states_and_values(page):
     assert html.count('<span class="ok">ok</span>') == 2
     assert "KeyError: no &lt;i&gt;such&lt;/i&gt; key" in html
     assert "not run: it reads the results of 03_bad, which failed" in html
-    row = "<td>&lt;b&gt;hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td><td>5.0%</td>"
+    row = "<td>&lt;b&gt; hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td><td>5.0%</td>"
     assert html.count(row) == 2  # among all results, and in the card
     assert "2.2 min" in html
     assert "unchanged since 2020-02-02" in html

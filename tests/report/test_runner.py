@@ -12,10 +12,11 @@ import nbformat
 import pytest
 
 from zslkit.data.files import project_root
+from zslkit.report import runner
 from zslkit.report.cards import load_results
 from zslkit.report.reproduction import reproduce
 from zslkit.report.results import record
-from zslkit.report.runner import _n_cores, build_report, run_notebook
+from zslkit.report.runner import _n_cores, build_report
 
 RECORDS = (
     "from zslkit import read_parameters, report\n"
@@ -56,7 +57,7 @@ def built(tmp_path_factory):
         "import os, sys\n"
         "from zslkit import plots, report\n"
         "assert executable == sys.executable\n"
-        "figure = plots.hit_bars(['a'], [0.5])\n"
+        "figure = plots.hit_bars({'a': 0.5})\n"
         "metrics = {'hit': 0.25 * factor, 'threads': int(os.environ['OMP_NUM_THREADS'])}\n"
         "report.record(metrics, {'seed': 1}, output_dir, figures={'bars': figure})\n"
         "figure",
@@ -145,7 +146,8 @@ def runs(monkeypatch):
         record({"hit": 0.5}, None, job.folder)
         return ""
 
-    monkeypatch.setattr("zslkit.report.runner.run_notebook", finish)
+    for module in ("runner", "reproduction"):
+        monkeypatch.setattr(f"zslkit.report.{module}.run_notebook", finish)
     return done
 
 
@@ -212,7 +214,7 @@ def test_results_of_someone_elses_run_are_not_taken_for_the_report(tmp_path, run
 def test_one_that_failed_is_run_again(tmp_path, runs, monkeypatch):
     path = recording(tmp_path, "01_a")
     with monkeypatch.context() as patch:
-        finish = run_notebook
+        finish = runner.run_notebook
         patch.setattr(
             "zslkit.report.runner.run_notebook", lambda *words: finish(*words) or "failed at last"
         )
@@ -222,7 +224,7 @@ def test_one_that_failed_is_run_again(tmp_path, runs, monkeypatch):
 
 
 def test_a_sweep_goes_on_unless_everything_shall_be_run(tmp_path, runs, monkeypatch):
-    path, finish = recording(tmp_path, "01_a"), run_notebook
+    path, finish = recording(tmp_path, "01_a"), runner.run_notebook
     done = tmp_path / "out" / "01_a" / "InfoNCE" / "seed-0"
 
     def be_killed(*words):
@@ -408,10 +410,10 @@ def test_old_runs_are_no_reproduction(changeable, tmp_path, recorded):
 
 
 def test_a_notebook_that_fails_is_no_reproduction(changeable, tmp_path, recorded, monkeypatch):
-    monkeypatch.setattr("zslkit.report.runner.run_notebook", lambda *words: "KeyError: 1")
+    monkeypatch.setattr("zslkit.report.reproduction.run_notebook", lambda *words: "KeyError: 1")
     report = changeable()
     (outcome,) = reproduce(report, tmp_path / "new", recorded)
     assert (outcome["error"], outcome["n_equal"]) == ("KeyError: 1", 0)
-    monkeypatch.setattr("zslkit.report.runner.run_notebook", lambda *words: "")
+    monkeypatch.setattr("zslkit.report.reproduction.run_notebook", lambda *words: "")
     (outcome,) = reproduce(report, tmp_path / "newer", recorded)
     assert outcome["error"] == "the notebook left no results in its output_dir"

@@ -1,3 +1,4 @@
+import json
 import shutil
 import signal
 from functools import partial
@@ -13,6 +14,7 @@ from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.report.sweep import (
     OBJECTIVES,
+    read_objectives,
     run_sweep,
     summarise,
     summarise_noise,
@@ -67,6 +69,27 @@ def test_one_seed_is_refused_before_training(base, seeds, tmp_path):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_a_valid_configuration(name):
     RunConfig.preset("laptop", **OBJECTIVES[name])
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"fields": {"soft_target": "none"}, "source": "x"},
+         r"mine.json: fields=.*soft_target='none': no such field of RunConfig; .*soft_targets"),
+        ({"fields": {}}, r"mine.json: source=.*Field required"),
+        ({"fields": {}, "source": "x", "by": "y"}, r"by='y': no such key"),
+    ],
+)  # fmt: skip
+def test_named_objectives_that_cannot_be_are_refused(facts, message, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"mine": facts}))
+    with pytest.raises(ValueError, match=message):
+        read_objectives(tmp_path / "mine.json")
+
+
+def test_objectives_of_ones_own_are_read(tmp_path):
+    own = {"sharp": {"fields": {"teacher_temperature": 0.01}, "source": "ours"}}
+    (tmp_path / "mine.json").write_text(json.dumps(own))
+    assert read_objectives(tmp_path / "mine.json") == {"sharp": {"teacher_temperature": 0.01}}
 
 
 def test_noise_crosses_objectives_and_teachers_learn_from_the_same_captions():

@@ -95,7 +95,7 @@ def in_two_processes(rank, port, folder, settings):
         if rank == 1 and row["step"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    out["stopped"] = train(RunConfig(**settings["parts"]), [stop]).record["steps"]
+    out["stopped"] = train(RunConfig(**settings["parts"]), [stop]).facts.steps
     resumed = train(RunConfig(**settings["parts"], resume=True))
     out["resumed"] = resumed.model.state_dict()
     out["refused"] = ""
@@ -207,7 +207,7 @@ def test_processes_share_one_run_folder(both):
     run = load_run(folder / "whole")
     assert not (folder / "whole" / "earlier-1").exists()
     assert [row["step"] for row in run.history] == [1, 2, 3, 4, 5]
-    assert run.record["steps"] == 5
+    assert run.facts.steps == 5
 
 
 def test_ctrl_c_in_one_process_stops_all_and_all_go_on(both):

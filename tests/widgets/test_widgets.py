@@ -18,6 +18,7 @@ import torch
 from ipykernel.kernelapp import IPKernelApp
 from PIL import Image
 
+from zslkit.checkpoint import RunFacts
 from zslkit.config import RunConfig
 from zslkit.data.pairs import open_pairs
 from zslkit.evaluation.evaluator import example_targets
@@ -502,7 +503,7 @@ def test_waiting_is_not_negative(run):
 
 def test_shows_the_targets_that_training_ended_with(microscope, run):
     pairs = open_pairs(run.config.manifest, "train")
-    expected = example_targets(run, pairs, range(6)).clone()
+    expected = example_targets(run, pairs, range(6))[1].clone()
     torch.testing.assert_close(microscope.targets, expected, rtol=1e-4, atol=1e-5)
     table = microscope.statistics
     assert table["self_mass"].tolist() == pytest.approx(expected.diagonal().tolist(), 1e-3)
@@ -560,7 +561,7 @@ def test_captions_of_others_are_text(run, tmp_path):
     explorer = ZeroShotExplorer(run, training=pairs, label_spaces={EVIL: [EVIL]}, debounce=0)
     monitor = TrainingMonitor(0)
     row = {"step": 1, "epoch": 0, "loss": 1.0, f"held-out {EVIL}": 0.5}
-    monitor(dataclasses.replace(run, history=[], record={"total_steps": 2}), row)
+    monitor(dataclasses.replace(run, history=[], facts=RunFacts(total_steps=2)), row)
     for widget in (microscope, explorer, monitor):
         assert "<script>" not in widget.view.value
         assert "&lt;script&gt;" in widget.view.value

@@ -14,6 +14,7 @@ from zslkit.zeroshot.hierarchy import (
     Hierarchy,
     error_distances,
     hierarchical_precision_at_k,
+    read_hierarchy,
     read_is_a,
     read_open_images_hierarchy,
     read_tencent_hierarchy,
@@ -301,6 +302,25 @@ def test_open_images_file(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="cut short, or no hierarchy of LabelNames"):
             read_open_images_hierarchy(path)
+
+
+def test_a_hierarchy_is_read_whatever_file_holds_it(tmp_path):
+    path = tmp_path / "a"
+    ids = data_noun(path)
+    assert read_hierarchy(path) == read_wordnet(path)
+    path.write_text(path.read_text().split("no one  \n")[1])  # without the licence
+    assert ids["dog"] in read_hierarchy(path)
+    path.write_text("".join(f"{p} {c}\n" for c, above in PARENTS.items() for p in above))
+    assert read_hierarchy(path) == SMALL
+    path.write_text(json.dumps({"LabelName": "a", "Subcategory": [{"LabelName": "b"}]}))
+    assert read_hierarchy(path).parents["b"] == ("a",)
+    path.write_text(CATEGORIES)
+    assert DOG in read_hierarchy(path)
+    path.write_text("")
+    assert len(read_hierarchy(path)) == 0
+    path.write_text("alone\n")
+    with pytest.raises(ValueError, match="'alone' must be 'parent child'"):
+        read_hierarchy(path)
 
 
 CATEGORIES = f"""category_index\tcategory_id\tindex_of_parent_category\tcategory name

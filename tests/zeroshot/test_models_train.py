@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import zslkit as zk
+from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
 from zslkit.data.pairs import open_pairs
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.teacher import build_teacher
 from zslkit.training.batches import TrainingData
 
 WEIGHTS = {"image_weights": "pretrained", "text_weights": "pretrained"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.text import TextTower
-from zslkit.encoders.weights import fingerprint
 from zslkit.zeroshot.models.texts import TextCard, read_card
 
 TEXTS = ["a dog", "two cats on a mat", "b"]

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from zslkit.zeroshot.class_bank import build_class_bank, cached_class_bank
-from zslkit.zeroshot.classifier import ZeroShotClassifier, _opened
+from zslkit.zeroshot.classifier import ZeroShotClassifier
 from zslkit.zeroshot.prompts import TEMPLATES, class_prompts
 from zslkit.zeroshot.ranking import ClassBank, class_probabilities, rank_classes, similarity_blocks
 
@@ -356,8 +356,14 @@ def test_a_model_without_scale_gives_no_probabilities():
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "notes.jpg").write_text("no image")
-    with pytest.raises(ValueError, match=r"notes\.jpg: not a readable image"):
-        _opened(tmp_path / "notes.jpg")
+    good = Image.new("RGB", (4, 4), COLOURS["red"])
+    images = [tmp_path / "notes.jpg", good, tmp_path / "absent.jpg"]
+    classifier = ZeroShotClassifier(ColourModel(), list(COLOURS), "none")
+    with pytest.raises(ValueError, match=r"2 of 3 images are unreadable .*notes\.jpg, .*absent"):
+        classifier.predict(images, k=1)
+    one_by_one = classifier.predict(images, k=1, batch_size=1, max_unreadable=0.7)
+    assert classifier.predict(images, k=1, max_unreadable=0.7) == one_by_one
+    assert [[best.class_name for best in ranked] for ranked in one_by_one] == [[], ["red"], []]
 
 
 def test_probabilities_of_ranked_classes_are_the_softmax_over_all():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zslkit.config import RunConfig
+from zslkit.config import RunConfig, RunSettings
 from zslkit.data.cache import tower_features
 from zslkit.data.images import BrokenImageError, to_pil
 from zslkit.data.pairs import Pairs
@@ -198,7 +198,7 @@ def expected_rivals(rivals: Any, batch_sizes: Sequence[int]) -> dict[int, dict[s
 
 
 def _out_of_fold(
-    images: np.ndarray, targets: np.ndarray, drawn: np.ndarray, config: RunConfig
+    images: np.ndarray, targets: np.ndarray, drawn: np.ndarray, config: RunSettings
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Predict (N, F) text features from images; give rows, predictions and texts by fold."""
     from sklearn.linear_model import Ridge

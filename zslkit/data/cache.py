@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from zslkit.config import RunConfig, parse_tower_mode
-from zslkit.data.files import write_json
+from zslkit.data.embedding import ImageVectors, embed_batches, in_blocks
+from zslkit.data.files import whole, write_json
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.image import ImageTransform
-from zslkit.encoders.weights import fingerprint
 
 _LAYOUT = 1  # part of every key: raise it when what is stored changes
 
@@ -86,20 +86,25 @@ def embed(
         broken = json.loads(path.with_suffix(".json").read_text())["broken"]
         return Embeddings(_open(path), tuple(broken))
     if image_size is None:
-        chunks = _texts(items, batch_size)
+        chunks = _texts(tower, items, batch_size)
     else:
-        transform = transform or ImageTransform(image_size, train=False)
-        chunks = _images(items, transform, batch_size, workers)
+        chunks = embed_batches(
+            tower,
+            items,
+            in_blocks(len(items), batch_size),
+            transform=transform or ImageTransform(image_size, train=False),
+            device=device,
+            workers=workers,
+        )
     rows = None  # a user's tower does not say how wide its vectors are before it gives one
     broken: list[str] = []
     training = tower.training
     tower.to(device).eval()
-    bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2)
+    bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2, disable=None)
     with torch.inference_mode(), bar:
-        for indices, inputs, unreadable in chunks:
-            if len(indices):
-                inputs = inputs.to(device) if isinstance(inputs, Tensor) else inputs
-                found = tower(inputs).float().cpu().numpy()
+        for indices, vectors, unreadable in chunks:
+            if vectors is not None:
+                found = vectors.float().cpu().numpy()
                 rows = _blank(len(items), found.shape[1]) if rows is None else rows
                 rows[indices] = found
             broken.extend(unreadable)
@@ -112,10 +117,8 @@ def embed(
     # the facts first, each file whole: whoever finds the array can read both
     facts = {"broken": broken, "items": len(items), "description": description}
     write_json(path.with_suffix(".json"), facts)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with whole(path) as temporary, temporary.open("wb") as file:
         np.save(file, rows)
-    temporary.replace(path)
     return Embeddings(_open(path), tuple(broken))
 
 
@@ -142,27 +145,12 @@ def tower_features(
     )
 
 
-def _texts(texts: Sequence[str], batch_size: int) -> Iterator[tuple]:
+def _texts(tower: nn.Module, texts: Sequence[str], batch_size: int) -> Iterator[ImageVectors]:
     """Batch texts of similar length: padding would be most of the work otherwise."""
     order = np.argsort([len(text) for text in texts], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, [texts[i] for i in rows], ()
-
-
-def _images(pairs, transform: Callable, batch_size: int, workers: int) -> Iterator[tuple]:
-    from zslkit.data.sampling import iterate_batches
-
-    batches = iterate_batches(
-        pairs,
-        min(batch_size, len(pairs)),
-        transform=transform,
-        shuffle=False,
-        drop_last=False,
-        workers=workers,
-    )
-    for batch in batches:
-        yield batch.indices.numpy(), batch.pixels, batch.broken
+        yield ImageVectors(rows, tower([texts[i] for i in rows]), ())
 
 
 def _blank(n_items: int, width: int) -> np.ndarray:

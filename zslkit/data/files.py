@@ -1,8 +1,9 @@
 """Where files lie, and writing them whole or not at all."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text so that the file is always whole: a temporary one is renamed over it."""
+    """Write a text so that the file is always whole."""
+    with whole(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Write a file whole or not at all: the path to write to, renamed to ``path`` at the end.
+
+    Whoever reads ``path`` meanwhile finds the old file. After an error nothing is left behind.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

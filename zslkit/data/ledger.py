@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from zslkit.data.files import whole
 from zslkit.evaluation.intervals import wilson_interval
 
 _COLUMNS = {  # of a ledger, as img2dataset calls them
@@ -57,7 +58,8 @@ def write_ledger(ledger: Any, path: str | Path) -> Path:
         raise ValueError(f"{path}: a ledger is written as .parquet or .csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     write = ledger.to_csv if path.suffix == ".csv" else ledger.to_parquet
-    write(path, index=False)
+    with whole(path) as temporary:
+        write(temporary, index=False)
     return path
 
 

@@ -79,3 +79,19 @@ def count_mentions(captions: Iterable[Sequence[str]], class_names: Sequence[str]
         for name in set().union(*(classes_of[part] for part in parts & classes_of.keys())):
             counts[name] += 1
     return counts
+
+
+def duplicate_share(captions: Sequence[str], batch_size: int) -> float:
+    """Expect, for random batches, the share of pairs that meet an equal caption in their batch.
+
+    Parameters
+    ----------
+    captions : sequence of str
+        One for each pair.
+    """
+    from scipy.stats import hypergeom  # a second to import
+
+    n, others = len(captions), min(batch_size, len(captions)) - 1
+    sizes, groups = np.unique([*Counter(captions).values()], return_counts=True)
+    alone = hypergeom.pmf(0, n - 1, sizes - 1, others)  # none of its equals among the others
+    return float((sizes * groups * (1 - alone)).sum() / n) if others > 0 else 0.0

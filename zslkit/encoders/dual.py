@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zslkit.config import RunConfig, parse_tower_mode
+from zslkit.config import ModelSettings, RunConfig, parse_tower_mode
+from zslkit.data.kinds import CONTRASTIVE_LOSSES
 from zslkit.encoders.freezing import freeze
 from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.text import TextTower
@@ -23,7 +24,7 @@ class DualEncoder(Saves, nn.Module):
     logit_scale, distillation_scale : Tensor of shape ()
         Multiply similarities in the contrastive and the distillation term; 1 / temperature.
     logit_bias : Parameter of shape ()
-        Added to the contrastive logits; only where the contrastive loss is the sigmoid one.
+        Added to the contrastive logits; only where the contrastive loss learns one.
     """
 
     def __init__(self, image_tower: nn.Module, text_tower: nn.Module, config: RunConfig):
@@ -38,7 +39,7 @@ class DualEncoder(Saves, nn.Module):
         self.log_distillation_scale = nn.Parameter(
             log_scale.clone(), requires_grad=config.learn_logit_scale
         )
-        if config.contrastive_loss == "sigmoid":
+        if CONTRASTIVE_LOSSES[config.contrastive_loss].learned_bias:
             # Zhai et al. start at -10, the logarithm of their 32k batch's base rate
             base_rate = -math.log(config.batch_size - 1)
             bias = base_rate if config.logit_bias is None else config.logit_bias
@@ -65,6 +66,10 @@ class DualEncoder(Saves, nn.Module):
     def distillation_scale(self) -> Tensor:
         """Scale of the student's logits in the distillation term, at least 1."""
         return self.log_distillation_scale.exp().clamp(1, self.max_logit_scale)
+
+    def scales(self) -> dict[str, float]:
+        """Give both scales as numbers, by name."""
+        return {name: getattr(self, name).item() for name in ("logit_scale", "distillation_scale")}
 
     def project_image(self, features: Tensor) -> Tensor:
         """Map (B, F) image features to (B, D) unit vectors, float32."""
@@ -130,7 +135,7 @@ def build_dual_encoder(config: RunConfig) -> DualEncoder:
         return DualEncoder(image_tower, text_tower, config)
 
 
-def _projection(feature_dim: int, config: RunConfig, dropout: float) -> nn.Module:
+def _projection(feature_dim: int, config: ModelSettings, dropout: float) -> nn.Module:
     steps = [nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
     if config.projection == "mlp":
         steps += [nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)]

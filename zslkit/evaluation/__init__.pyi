@@ -1,15 +1,22 @@
 """Metrics with intervals, and the ways to measure a trained model."""
 
+from . import certificate as certificate
 from . import evaluator as evaluator
 from . import explore as explore
+from . import fitting as fitting
 from . import geometry as geometry
 from . import intervals as intervals
 from . import metrics as metrics
+from . import opening as opening
 from . import protocols as protocols
 from . import questions as questions
+from . import registry as registry
 from . import retrieval as retrieval
 from . import stream as stream
 from . import towers as towers
+from .certificate import Certificate as Certificate
+from .certificate import Deviation as Deviation
+from .certificate import certify_gradients as certify_gradients
 from .evaluator import ZeroShotResult as ZeroShotResult
 from .evaluator import evaluate as evaluate
 from .evaluator import example_targets as example_targets
@@ -18,11 +25,15 @@ from .evaluator import rank_labelled_images as rank_labelled_images
 from .evaluator import right_and_wrong as right_and_wrong
 from .evaluator import zeroshot_metrics as zeroshot_metrics
 from .explore import Namer as Namer
-from .explore import embed_batch as embed_batch
 from .explore import overview as overview
 from .explore import target_table as target_table
 from .explore import teacher_of as teacher_of
 from .explore import thumbnail as thumbnail
+from .fitting import GRIDS as GRIDS
+from .fitting import ClosedForm as ClosedForm
+from .fitting import Features as Features
+from .fitting import fit_closed_form as fit_closed_form
+from .fitting import fit_projections as fit_projections
 from .geometry import alignment as alignment
 from .geometry import caption_agreement as caption_agreement
 from .geometry import describe as describe
@@ -46,9 +57,12 @@ from .metrics import hits_at_k as hits_at_k
 from .metrics import mean_average_precision as mean_average_precision
 from .metrics import per_class_hit as per_class_hit
 from .metrics import per_frequency as per_frequency
+from .metrics import recall_sum as recall_sum
 from .metrics import reliability as reliability
 from .metrics import retrieval_ranks as retrieval_ranks
 from .metrics import retrieval_recall as retrieval_recall
+from .opening import FirstBatch as FirstBatch
+from .opening import first_batch as first_batch
 from .protocols import STRENGTHS as STRENGTHS
 from .protocols import LinearProbe as LinearProbe
 from .protocols import RiskCoverage as RiskCoverage
@@ -61,9 +75,13 @@ from .questions import Question as Question
 from .questions import evaluate_run as evaluate_run
 from .questions import evaluate_stream as evaluate_stream
 from .questions import find_space as find_space
-from .questions import labelled_pairs as labelled_pairs
 from .questions import pose as pose
+from .registry import Metric as Metric
+from .registry import metric_facts as metric_facts
+from .registry import metric_label as metric_label
+from .registry import register_metric as register_metric
 from .retrieval import Watch as Watch
+from .retrieval import embed_batch as embed_batch
 from .retrieval import embed_images as embed_images
 from .retrieval import embed_texts as embed_texts
 from .retrieval import evaluate_retrieval as evaluate_retrieval
@@ -75,5 +93,4 @@ from .stream import rank_images as rank_images
 from .towers import activation_bytes as activation_bytes
 from .towers import build_towers as build_towers
 from .towers import measure_cache as measure_cache
-from .towers import open_labelled as open_labelled
 from .towers import tower_facts as tower_facts

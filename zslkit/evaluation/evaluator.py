@@ -9,12 +9,13 @@ from torch import Tensor
 
 from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
-from zslkit.data.pairs import Pairs, open_pairs
+from zslkit.data.named import labelled_images
+from zslkit.data.pairs import Pairs
 from zslkit.encoders.dual import DualEncoder
 from zslkit.evaluation.intervals import estimate
 from zslkit.evaluation.metrics import hits_at_k
-from zslkit.evaluation.retrieval import embed_images, evaluate_retrieval
-from zslkit.objective import Embedded, soft_targets
+from zslkit.evaluation.retrieval import embed_batch, embed_images, evaluate_retrieval
+from zslkit.objective import soft_targets
 from zslkit.zeroshot.class_bank import build_class_bank
 from zslkit.zeroshot.classifier import Prediction
 from zslkit.zeroshot.models.protocol import as_model
@@ -76,15 +77,8 @@ def rank_labelled_images(
     ValueError
         If the set has no labels.
     """
-    name = manifest or config.zeroshot_manifest
-    pairs = open_pairs(name, split or config.zeroshot_split, data_root=config.data_root)
-    if pairs.labels is None:
-        raise ValueError(
-            f"zeroshot_manifest={name!r}: its images have no classes; give a labelled set"
-            if pairs.positives is None
-            else f"zeroshot_manifest={name!r}: its images have several classes each; evaluate them "
-            "with zslkit.streaming, or --label-space own"
-        )
+    asked = {"zeroshot_manifest": manifest, "zeroshot_split": split}
+    pairs = labelled_images(config.model_copy(update={k: v for k, v in asked.items() if v}))
     images, readable = embed_images(model, pairs, config)
     bank = build_class_bank(model, pairs.class_names, config.prompt_templates)
     scores, indices = rank_classes(images, bank, min(k, len(pairs.class_names)))
@@ -124,19 +118,33 @@ def predictions_of(
 
 
 @torch.inference_mode()
-def example_targets(run: Run, pairs: Pairs, rows: Sequence[int]) -> Tensor | None:
-    """Show the soft targets that the run's objective gives some pairs as one batch, (B, B).
+def example_targets(
+    run: Run, pairs: Pairs, rows: Sequence[int], config: RunConfig | None = None
+) -> tuple[list[int], Tensor | None]:
+    """Show the soft targets that the run's objective gives some pairs as one batch.
 
-    Image-to-text, at the end of the training, for the first caption of each pair; None where the
-    objective has no soft targets.
+    Image-to-text, at the end of the training, for the first caption of each pair.
+
+    Parameters
+    ----------
+    config : RunConfig, optional
+        Another objective for the same teacher, such as one with another temperature.
+
+    Returns
+    -------
+    rows : list of int
+        Those of the B pairs whose image could be read.
+    targets : Tensor of shape (B, B), or None
+        None where the objective has no soft targets, or its teacher none yet.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two of the images can be read.
     """
-    guide = None
-    if run.teacher is not None and run.teacher.ready:
-        model = run.teacher.model
-        transform = model.image_transform(train=False)
-        pixels = torch.stack([transform(pairs[i].pixels) for i in rows])
-        device = next(model.parameters()).device
-        texts = [pairs.captions[i][0] for i in rows]
-        guide = Embedded(model.encode_image(pixels.to(device)), model.encode_text(texts))
-    targets = soft_targets(len(rows), len(rows), guide, run.config, progress=1.0)
-    return None if targets is None else targets[0].cpu()
+    ready = run.teacher is not None and run.teacher.ready
+    rows, _, guide = embed_batch(run.teacher.model if ready else run.model, pairs, rows)
+    if not ready:
+        guide = None
+    targets = soft_targets(len(rows), len(rows), guide, config or run.config, progress=1.0)
+    return rows, None if targets is None else targets[0].cpu()

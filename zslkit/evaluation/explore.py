@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zslkit.checkpoint import Run
+from zslkit.checkpoint import Run, build_teacher
 from zslkit.config import RunConfig
-from zslkit.data.images import BrokenImageError, to_pil
+from zslkit.data.embedding import Photos, embed_batches
+from zslkit.data.images import to_pil
 from zslkit.data.pairs import Pairs
 from zslkit.encoders.dual import DualEncoder, build_dual_encoder
-from zslkit.objective import Embedded
+from zslkit.evaluation.retrieval import embed_batch
 from zslkit.targets import target_statistics
-from zslkit.teacher import build_teacher
 from zslkit.zeroshot.class_bank import build_class_bank
 from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.ranking import ClassBank, rank_classes
@@ -67,9 +67,11 @@ class Namer:
     def encode_image(self, key: str, pixels: Tensor) -> Tensor:
         """Embed one image, uint8 (3, H, W), as (D,) on the CPU; ``key`` stands for its content."""
         if key not in self._images:
-            view = self.model.image_transform(train=False)(pixels)[None]
-            device = next(self.model.parameters()).device
-            self._images[key] = self.model.encode_image(view.to(device))[0].cpu()
+            model, photo = self.model, Photos([pixels])
+            where = {"transform": model.image_transform(train=False)}
+            where["device"] = next(model.parameters()).device
+            (found,) = embed_batches(model.encode_image, photo, [np.zeros(1, np.int64)], **where)
+            self._images[key] = found.vectors[0].cpu()
         return self._images[key]
 
     def predict(
@@ -186,39 +188,6 @@ def teacher_of(run_or_config: Run | RunConfig) -> tuple[DualEncoder, str]:
     if run.teacher is not None and run.teacher.ready:
         return run.teacher.model, ""
     return run.model.eval(), "This run left no teacher: its student stands in."
-
-
-@torch.no_grad()
-def embed_batch(
-    model: DualEncoder, pairs: Pairs, rows: Sequence[int]
-) -> tuple[list[int], list[Tensor], Embedded]:
-    """Read and embed some pairs, each with its first caption.
-
-    Returns
-    -------
-    rows : list of int
-        Those of the B pairs whose image could be read.
-    images : list of Tensor of shape (3, H, W), uint8
-    embedded : Embedded
-        (B, D) each, on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two images can be read: soft targets share mass among pairs.
-    """
-    images = {}
-    for row in dict.fromkeys(rows):
-        try:
-            images[row] = pairs[row].pixels
-        except BrokenImageError:  # the caller sees which rows are left
-            continue
-    if len(images) < 2:
-        raise ValueError(f"rows={list(rows)}: soft targets need two readable images or more")
-    transform, device = model.image_transform(train=False), next(model.parameters()).device
-    pixels = torch.stack([transform(image) for image in images.values()]).to(device)
-    texts = model.encode_text([pairs.captions[row][0] for row in images])
-    return list(images), [*images.values()], Embedded(model.encode_image(pixels).cpu(), texts.cpu())
 
 
 def overview(

@@ -6,13 +6,6 @@ from typing import Any
 
 import numpy as np
 
-# Two-sided 95 % quantiles of Student's t for 1..10 degrees of freedom.
-_T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-
-
-_Z95 = 1.959964  # of the normal distribution
-
-
 _MANY = 50_000
 
 
@@ -61,11 +54,11 @@ def wilson_interval(hits: int, n: int) -> dict[str, float]:
     """
     if n < 1:
         raise ValueError(f"a fraction of n={n} has no interval")
-    share, z = hits / n, _Z95
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+    from scipy.stats import binomtest
+
+    share, found = hits / n, binomtest(hits, n).proportion_ci(0.95, method="wilson")
     # at 0 and 1 the rounding of the last bit could leave the value outside
-    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    low, high = min(share, float(found.low)), max(share, float(found.high))
     return {"value": share, "low": low, "high": high, "n": n}
 
 
@@ -74,9 +67,9 @@ def seed_interval(values: Sequence[float]) -> dict[str, float]:
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         raise ValueError(f"an interval over seeds needs at least two, got {n}")
-    df, z = n - 1, _Z95  # beyond the table: Abramowitz and Stegun (1964), 26.7.5
-    far = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
-    t = _T95[df - 1] if df <= len(_T95) else far
+    from scipy.special import stdtrit  # of scipy.stats.t, without a second of imports
+
+    t = float(stdtrit(n - 1, 0.975))
     half = t * float(np.std(values, ddof=1)) / math.sqrt(n)
     return {"value": mean, "low": mean - half, "high": mean + half, "n": n}
 

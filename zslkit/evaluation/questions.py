@@ -13,10 +13,11 @@ import numpy as np
 
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json, write_text
-from zslkit.data.pairs import Pairs, open_pairs
+from zslkit.data.named import labelled_images
+from zslkit.data.pairs import Pairs
 from zslkit.data.source import Groups
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import DualEncoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.evaluation.intervals import estimate
 from zslkit.evaluation.metrics import (
     harmonic_mean,
@@ -224,18 +225,11 @@ def evaluate_run(
     ValueError
         If ``config`` names no labelled images.
     """
-    pairs = labelled_pairs(config)
+    pairs = labelled_images(config, several=True)
     found = [find_space(str(space), pairs) for space in spaces]
     questions = pose(model, pairs, found, templates, mapping, config.cache_dir)
     options = {"workers": config.workers, "max_unreadable": config.max_unreadable, **options}
     return evaluate_stream(model, pairs, questions, output_dir, **options)
-
-
-def labelled_pairs(config: RunConfig) -> Pairs:
-    """Open the labelled images that ``config`` names; a ValueError says if it names none."""
-    if config.zeroshot_manifest is None:
-        raise ValueError("zeroshot_manifest=None: give a labelled set")
-    return open_pairs(config.zeroshot_manifest, config.zeroshot_split, data_root=config.data_root)
 
 
 def find_space(name: str, pairs: Pairs) -> LabelSpace:

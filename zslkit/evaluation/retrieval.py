@@ -1,5 +1,6 @@
 """Rank the captions of images and the images of captions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,14 @@ from torch import Tensor
 from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
 from zslkit.data.cache import tower_features
-from zslkit.data.pairs import Pairs, open_pairs
+from zslkit.data.embedding import embed_batches
+from zslkit.data.named import held_out_pairs
+from zslkit.data.pairs import Pairs
+from zslkit.data.sampling import check_broken
 from zslkit.encoders.dual import DualEncoder
 from zslkit.evaluation.intervals import estimate
 from zslkit.evaluation.metrics import retrieval_ranks
+from zslkit.objective import Embedded
 from zslkit.zeroshot.models.protocol import as_model
 
 
@@ -22,10 +27,16 @@ def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[T
 
     Features of a frozen tower come from the cache in ``config.cache_dir``. The model is left in
     eval mode.
+
+    Raises
+    ------
+    ValueError
+        If a share above ``config.max_unreadable`` cannot be read.
     """
     model = as_model(model).eval()  # the projections have dropout
     device = next(model.parameters()).device
     found = tower_features(model, pairs, config, f"{pairs.manifest.name} {pairs.split} images")
+    check_broken(found.broken, len(pairs), config.max_unreadable)
     readable = found.readable(pairs.keys)
     rows = (model.project_image(found.features[i].to(device)).cpu() for i in _blocks(readable))
     return torch.cat(list(rows)), readable
@@ -41,10 +52,43 @@ def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tens
     return torch.cat([model.project_text(features[i].to(device)).cpu() for i in _blocks(rows)])
 
 
+@torch.no_grad()
+def embed_batch(
+    model: DualEncoder, pairs: Pairs, rows: Sequence[int]
+) -> tuple[list[int], list[Tensor], Embedded]:
+    """Read and embed some pairs, each with its first caption.
+
+    Returns
+    -------
+    rows : list of int
+        Those of the B pairs whose image could be read.
+    images : list of Tensor of shape (3, H, W), uint8
+    embedded : Embedded
+        (B, D) each, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two images can be read: soft targets share mass among pairs.
+    """
+    transform, images = model.image_transform(train=False), []
+
+    def view(pixels: Tensor) -> Tensor:
+        images.append(pixels)  # as decoded: whoever looks at the batch sees whole images
+        return transform(pixels)
+
+    chosen = np.array([*dict.fromkeys(rows)], dtype=np.int64)
+    device = next(model.parameters()).device
+    (found,) = embed_batches(model.encode_image, pairs, [chosen], transform=view, device=device)
+    if len(found.rows) < 2:
+        raise ValueError(f"rows={list(rows)}: soft targets need two readable images or more")
+    texts = model.encode_text([pairs.captions[row][0] for row in found.rows])
+    return found.rows.tolist(), images, Embedded(found.vectors.cpu(), texts.cpu())
+
+
 def evaluate_retrieval(model: DualEncoder, config: RunConfig) -> dict[str, dict[str, Any]]:
     """Measure recall@1, 5 and 10 in both directions on the pairs of ``config.test_split``."""
-    pairs = open_pairs(config.manifest, config.test_split, data_root=config.data_root)
-    ranks, owner = rank_pairs(model, pairs, config)
+    ranks, owner = rank_pairs(model, held_out_pairs(config), config)
     groups = {"text_to_image": owner, "image_to_text": None}
     candidates = {"text_to_image": owner[-1] + 1, "image_to_text": len(owner)}
     return {
@@ -87,12 +131,12 @@ class Watch:
 
     def __init__(self, config: RunConfig, split: str = "dev"):
         self.config = config
-        self.pairs = open_pairs(config.manifest, split, data_root=config.data_root)
+        self.pairs = held_out_pairs(config, split)
 
     def __call__(self, run: Run, row: dict[str, float]) -> dict[str, float]:
         """Measure where an epoch, or the training, ends."""
-        step, total = row["step"], run.record["total_steps"]
-        if step % run.record["steps_per_epoch"] and step != total:
+        step, total = row["step"], run.facts.total_steps
+        if step % run.facts.steps_per_epoch and step != total:
             return {}
         with torch.random.fork_rng():  # reading images draws a seed
             ranks, _ = rank_pairs(run.model, self.pairs, self.config)

@@ -8,7 +8,6 @@ images are kept. What has been ranked lies on disk in parts, so that a killed ev
 import hashlib
 import itertools
 import json
-import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from zslkit.data.files import write_json
+from zslkit.data.embedding import ImageVectors, embed_batches
+from zslkit.data.files import whole, write_json
 from zslkit.data.pairs import Pairs
-from zslkit.data.sampling import check_broken, read_batches
+from zslkit.data.sampling import check_broken
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import DualEncoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.training import dist
 from zslkit.zeroshot.models.protocol import as_model, cacheable
 from zslkit.zeroshot.ranking import ClassBank, rank_and_total
@@ -124,15 +124,16 @@ def rank_images(
         unit="image",
         leave=False,
         delay=2,
+        disable=None,  # where nobody looks
     )
     with bar:
         for part, batches in _embedded(model, pairs, todo, batch_size, workers):
             rows, broken, embeddings = [], [], [nothing]
-            for batch, vectors in batches:
-                rows.append(batch.indices.numpy())
+            for batch in batches:
+                rows.append(batch.rows)
                 broken.extend(batch.broken)
-                embeddings.extend(vectors)
-                bar.update(len(batch.indices) + len(batch.broken))
+                embeddings.extend([] if batch.vectors is None else [batch.vectors])
+                bar.update(len(batch.rows) + len(batch.broken))
             rows, embeddings = np.concatenate(rows), torch.cat(embeddings)
             found = {
                 name: Ranking(
@@ -150,23 +151,23 @@ def rank_images(
 
 def _embedded(
     model: DualEncoder, pairs: Pairs, todo: Sequence[tuple], batch_size: int, workers: int
-) -> Iterator[tuple[Path, Iterator[tuple]]]:
+) -> Iterator[tuple[Path, Iterator[ImageVectors]]]:
     """Read and embed blocks of images in one stream, so that readers never wait for a block."""
-    device = next(model.parameters()).device
     batches = [
         [block[start : start + batch_size] for start in range(0, len(block), batch_size)]
         for _, block in todo
     ]
     every = [rows for block in batches for rows in block]
-    stream = read_batches(pairs, every, model.image_transform(train=False), workers)
-
-    def take(n: int) -> Iterator[tuple]:
-        for batch in itertools.islice(stream, n):
-            pixels = batch.pixels.to(device)
-            yield batch, [model.encode_image(pixels)] if len(batch.indices) else []
-
+    stream = embed_batches(
+        model.encode_image,
+        pairs,
+        every,
+        transform=model.image_transform(train=False),
+        device=next(model.parameters()).device,
+        workers=workers,
+    )
     for (part, _), block in zip(todo, batches, strict=True):
-        yield part, take(len(block))
+        yield part, itertools.islice(stream, len(block))
 
 
 def _asked_here(asked: Any, rows: np.ndarray, embeddings: Tensor, bank: ClassBank) -> Tensor:
@@ -185,9 +186,8 @@ def _write_part(
     for name, ranking in found.items():
         for field, values in ranking._asdict().items():
             tensors[f"{name}|{field}"] = (values.int() if field == "indices" else values).cpu()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary, {"broken": json.dumps(broken)})
-    temporary.replace(path)  # whole or not there
+    with whole(path) as temporary:
+        save_file(tensors, temporary, {"broken": json.dumps(broken)})
 
 
 def _collect(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from zslkit.config import RunConfig
 from zslkit.data.cache import Embeddings, embed
-from zslkit.data.pairs import Pairs, open_pairs
 from zslkit.encoders.dual import build_dual_encoder
 
 
@@ -133,26 +132,6 @@ def measure_cache(
             file.replace(Path(target) / file.name)
     facts = {"cold_seconds": seconds[0], "warm_seconds": seconds[1], "megabytes": megabytes}
     return found, facts
-
-
-def open_labelled(config: RunConfig, max_images: int) -> Pairs:
-    """Open the labelled images of ``config``, at most ``max_images``, drawn with its seed.
-
-    A ValueError asks for a labelled set where there is none.
-    """
-    name = config.zeroshot_manifest
-    if name is None:
-        raise ValueError("zeroshot_manifest=None: give labelled images, their classes are needed")
-    pairs = open_pairs(
-        name,
-        config.zeroshot_split,
-        data_root=config.data_root,
-        seed=config.seed,
-        max_pairs=max_images,
-    )
-    if pairs.labels is None:
-        raise ValueError(f"zeroshot_manifest={name!r}: its images have no classes")
-    return pairs
 
 
 def _trainable_copy(tower: nn.Module) -> nn.Module:

@@ -46,3 +46,4 @@ from .training import interval_dots as interval_dots
 from .training import learning_curves as learning_curves
 from .training import target_curves as target_curves
 from .training import target_matrix as target_matrix
+from .training import target_panels as target_panels

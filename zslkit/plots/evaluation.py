@@ -23,24 +23,30 @@ from zslkit.plots.style import (
 
 
 def hit_bars(
-    labels: Sequence[str],
-    values: Sequence[float],
-    intervals: Sequence[tuple[float, float]] | None = None,
+    estimates: Mapping[str, float | Mapping[str, float]],
     chance: float | None = None,
     quantity: str = "hit@1",
 ) -> Figure:
-    """Draw fractions as bars in percent, with (low, high) intervals and the level of chance."""
-    percent, places = 100 * np.asarray(values, dtype=float), np.arange(len(labels))
-    low, high = (percent, percent) if intervals is None else 100 * np.asarray(intervals).T
-    figure = new_figure(WIDTH * 0.75, 0.9 + 0.42 * len(labels))
+    """Draw fractions as bars in percent, with their intervals and the level of chance.
+
+    ``estimates`` maps a label to a number, or to an estimate with value and perhaps low and high.
+    """
+    found = [e if isinstance(e, Mapping) else {"value": e} for e in estimates.values()]
+    percent, low, high = (
+        100 * np.array([estimate.get(key, estimate["value"]) for estimate in found], dtype=float)
+        for key in ("value", "low", "high")
+    )
+    places = np.arange(len(found))
+    figure = new_figure(WIDTH * 0.75, 0.9 + 0.42 * len(found))
     axes = figure.subplots()
-    arms = None if intervals is None else np.abs([low - percent, high - percent])
+    known = any("low" in estimate for estimate in found)
+    arms = np.abs([low - percent, high - percent]) if known else None
     bars = axes.barh(places, percent, xerr=arms, height=0.62, color=BLUE, capsize=3)
     axes.bar_label(bars, fmt="%.1f", padding=5)
     if chance is not None:
         axes.axvline(100 * chance, color=ORANGE, ls="--", label=f"chance {100 * chance:.2g} %")
         figure.legend(loc="outside upper right", frameon=False, fontsize=8)
-    axes.set_yticks(places, [plain_text(label, 34) for label in labels])
+    axes.set_yticks(places, [plain_text(label, 34) for label in estimates])
     axes.set(xlabel=f"{quantity} (%)", xlim=(0, 1.12 * max(*high, 100 * (chance or 0), 1e-9)))
     axes.invert_yaxis()
     bare(axes)

@@ -1,6 +1,7 @@
 """Maps of embeddings, drawn or to walk through."""
 
 import html
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from zslkit.plots.style import WIDTH, class_styles, new_figure, plain_text
+from zslkit.plots.style import DARK, WIDTH, class_styles, new_figure, plain_text
 
 
 class MapPanel(NamedTuple):
@@ -53,6 +54,26 @@ def embedding_maps(
     return figure
 
 
+_TELL = html.escape(
+    "const page = this.contentWindow, told = document.body, tell = () => page.postMessage("
+    "told.dataset.jpThemeLight === 'false' || told.dataset.mdColorScheme === 'slate', '*'); "
+    "tell(); new MutationObserver(tell).observe(told, {attributes: true})"
+)
+
+# Thumbnails are turned back. Alone in a window, the page follows the system.
+_THEME = f"""<style>
+body {{margin: 0; background: white; min-height: 100vh}}
+:root.dark {{background: #121212; --photo: hue-rotate(180deg) invert(1)}}
+:root.dark body {{filter: {DARK}}}
+</style>
+<script>
+const dark = (yes) => document.documentElement.classList.toggle("dark", yes === true)
+addEventListener("message", (event) => dark(event.data))
+if (window === parent) dark(matchMedia("(prefers-color-scheme: dark)").matches)
+</script>
+</head>"""
+
+
 @dataclass(frozen=True)
 class Page:
     """An HTML page that needs no network; notebooks, also exported ones, show it in a frame."""
@@ -64,13 +85,16 @@ class Page:
     def write(self, path: str | Path) -> Path:
         """Save the page as a file of its own."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(self.html, encoding="utf-8")
-        return Path(path)
+        # as data.files.whole does, of which this family knows nothing
+        temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        temporary.write_text(self.html, encoding="utf-8")
+        return temporary.replace(path)
 
     def _repr_html_(self) -> str:
-        # sandboxed: the page's scripts run, but reach neither the notebook nor its server
+        # sandboxed: the page's scripts run, but reach neither the notebook nor its server, so
+        # they are told the theme, now and when it changes
         return (
-            f'<iframe sandbox="allow-scripts" style="width: 100%; border: 0" '
+            f'<iframe sandbox="allow-scripts" style="width: 100%; border: 0" onload="{_TELL}" '
             f'height="{self.height}" srcdoc="{html.escape(self.html)}"></iframe>'
         )
 
@@ -112,7 +136,8 @@ def map_page(
     }
     plots = [_bokeh_map(panel, n, source, stars) for n, panel in enumerate(panels)]
     grid = gridplot([plots], merge_tools=True, toolbar_options={"logo": None})
-    return Page(file_html(grid, INLINE, "Map of embeddings"), height=590)
+    page = file_html(grid, INLINE, "Map of embeddings")
+    return Page(page.replace("</head>", _THEME, 1), height=590)
 
 
 def _bokeh_map(panel: MapPanel, number: int, source: Any, stars: Mapping[str, Sequence]) -> Any:
@@ -131,7 +156,8 @@ def _bokeh_map(panel: MapPanel, number: int, source: Any, stars: Mapping[str, Se
         fill_color="colour", line_color="black",
     )  # fmt: skip
     # Bokeh escapes what it puts in place of @name
-    about = f'<img src="@thumbnail"><div>@truth</div><div>named @predicted{number}</div>'
+    about = '<img src="@thumbnail" style="filter: var(--photo)"><div>@truth</div>'
+    about += f"<div>named @predicted{number}</div>"
     plot.add_tools(HoverTool(renderers=[points], tooltips=about, limit=3))
     plot.add_tools(HoverTool(renderers=[prompts], tooltips="prompts of @name"))
     plot.axis.visible = plot.grid.visible = False

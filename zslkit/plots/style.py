@@ -1,5 +1,6 @@
 """Colours, sizes and small helpers that all figures share."""
 
+import base64
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -30,12 +31,31 @@ CLASS_STYLES = (
 )
 
 
+# A dark page turns a figure's lightness round and keeps its hues; white becomes the page's #111.
+DARK = "invert(.93) hue-rotate(180deg)"
+_FOLLOW = f"""<style>
+[data-jp-theme-light="false"] img.zslkit-figure,
+[data-md-color-scheme="slate"] img.zslkit-figure {{filter: {DARK}}}
+</style>"""
+
+
 class NotebookFigure(Figure):
-    """A figure that notebooks show although pyplot, which would register it, is not used."""
+    """A figure that notebooks show although pyplot, which would register it, is not used.
+
+    It follows the theme, unless it holds a photo: turned round, a face would be a negative.
+    """
+
+    has_photos = False
 
     def _repr_png_(self) -> bytes:
         self.savefig(stream := io.BytesIO(), format="png", dpi=110)
         return stream.getvalue()
+
+    def _repr_html_(self) -> str | None:
+        if self.has_photos:
+            return None  # the picture above, as it is
+        data = base64.b64encode(self._repr_png_()).decode()
+        return f'{_FOLLOW}<img class="zslkit-figure" src="data:image/png;base64,{data}">'
 
 
 def class_styles(shown: Sequence[str], class_names: Sequence[str]) -> dict[str, tuple]:
@@ -76,6 +96,11 @@ def over_steps(axes: Any, label: str) -> None:
     bare(axes)
 
 
+def with_unit(quantity: str, unit: str) -> str:
+    """Word an axis: the quantity, and its unit in brackets if it has one."""
+    return f"{quantity} ({unit})" if unit else quantity
+
+
 def bare(axes: Any) -> None:
     """Take off the frame above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -87,6 +112,7 @@ def show_image(axes: Any, image: Any, caption: str, width: int) -> None:
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = pixels.transpose(1, 2, 0)
     axes.imshow(pixels, cmap="gray")
+    axes.get_figure().has_photos = True
     axes.axis("off")
     axes.set_title(plain_text(caption, width), y=0, pad=-4, va="top", fontsize=8)
 

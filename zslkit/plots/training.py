@@ -19,6 +19,7 @@ from zslkit.plots.style import (
     plain_text,
     step_curve,
     styled,
+    with_unit,
 )
 
 _PANELS = ("loss (nats)", "logit scale (1 / temperature)", "learning rate")
@@ -97,30 +98,33 @@ def held_out_curve(history: Sequence[Mapping[str, float]]) -> Figure | None:
 def interval_curves(
     x: Sequence[float],
     curves: Mapping[str, Sequence[Mapping[str, float]]],
-    limits: Mapping[str, float],
-    second: Sequence[float],
+    limits: Mapping[str, Mapping[str, float]],
+    second: Sequence[Mapping[str, float]],
     labels: tuple[str, str, str],
+    unit: str = "%",
 ) -> Figure:
-    """Draw fractions with intervals over a logarithmic x, limits across, and a second quantity.
+    """Draw estimates with intervals over a logarithmic x, limits across, and a second quantity.
 
     Each point of a curve is a mapping with value, low and high; ``second`` has its own axis on
-    the right. ``labels`` name x, the fractions (in percent) and the second quantity.
+    the right. ``labels`` name x, the estimates, whose ``unit`` joins them, and the second
+    quantity. Fractions are shown in percent, "%"; values of another unit as they are.
     """
+    factor = 100 if unit == "%" else 1
     figure = new_figure(WIDTH * 0.85, 4.2)
     axes = figure.subplots()
     for (name, points), (colour, marker, _) in styled(curves):
         value, low, high = (
-            100 * np.array([point[key] for point in points]) for key in ("value", "low", "high")
+            factor * np.array([point[key] for point in points]) for key in ("value", "low", "high")
         )
         style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
         axes.errorbar(x, value, np.abs([low - value, high - value]), **style)
-    for (name, value), style in zip(limits.items(), (":", "-."), strict=False):
-        axes.axhline(100 * value, color="black", ls=style, lw=1, label=name)
-    axes.set(xscale="log", xlabel=labels[0], ylabel=plain_text(f"{labels[1]} (%)", 36))
+    for (name, limit), style in zip(limits.items(), (":", "-."), strict=False):
+        axes.axhline(factor * limit["value"], color="black", ls=style, lw=1, label=name)
+    axes.set(xscale="log", xlabel=labels[0], ylabel=plain_text(with_unit(labels[1], unit), 36))
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.minorticks_off()
     right = axes.twinx()
-    right.plot(x, second, color="grey", ls="--", label=labels[2])
+    right.plot(x, [point["value"] for point in second], color="grey", ls="--", label=labels[2])
     right.set_ylabel(labels[2], color="dimgrey")
     axes.spines["top"].set_visible(False)
     right.spines["top"].set_visible(False)
@@ -129,13 +133,18 @@ def interval_curves(
 
 
 def interval_dots(
-    series: Mapping[str, Mapping[str, Mapping[str, float]]], quantity: str, zero: bool = False
+    series: Mapping[str, Mapping[str, Mapping[str, float]]],
+    quantity: str,
+    zero: bool = False,
+    unit: str = "%",
 ) -> Figure:
     """Draw estimates with intervals, one row per name and one colour and marker per series.
 
-    ``series`` maps a legend to (name to estimate with value, low and high, fractions); shown in
-    percent, or for differences (``zero``) in points beside a line at zero.
+    ``series`` maps a legend to (name to estimate with value, low and high). Fractions, "%", are
+    shown in percent, or for differences (``zero``) in points beside a line at zero; values of
+    another ``unit`` as they are.
     """
+    factor = 100 if unit == "%" else 1
     names = list(dict.fromkeys(name for estimates in series.values() for name in estimates))
     figure = new_figure(WIDTH * 0.85, 1.1 + 0.16 * len(names) * (len(series) + 1))
     axes = figure.subplots()
@@ -144,7 +153,7 @@ def interval_dots(
         styled(series), spread, strict=True
     ):
         value, low, high = (
-            100 * np.array([estimates[name][key] for name in estimates])
+            factor * np.array([estimates[name][key] for name in estimates])
             for key in ("value", "low", "high")
         )
         places = [names.index(name) + shift for name in estimates]
@@ -155,7 +164,7 @@ def interval_dots(
     if zero:
         axes.axvline(0, color="black", lw=1)
     axes.set_yticks(range(len(names)), [plain_text(name, 34) for name in names])
-    axes.set_xlabel(f"{quantity} ({'points' if zero else '%'})")
+    axes.set_xlabel(with_unit(quantity, "points" if zero and unit == "%" else unit))
     axes.invert_yaxis()
     axes.grid(axis="x", color="#E5E5E5")
     axes.set_axisbelow(True)
@@ -183,4 +192,26 @@ def target_matrix(
     if column_labels:
         texts = [plain_text(text, 24, lines=1) for text in column_labels]
         axes.set_xticks(range(n_columns), texts, fontsize=7, rotation=45, ha="right")
+    return figure
+
+
+def target_panels(panels: Mapping[str, Any], labels: Sequence[str] = ()) -> Figure:
+    """Map soft targets (B, N) of one batch side by side, such as at several temperatures.
+
+    All panels share the colour scale, 0 to 1; ``labels`` word the captions below.
+    """
+    figure = new_figure(WIDTH, WIDTH / max(2, len(panels)) + (1.1 if labels else 0.5))
+    columns = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    for axes, (title, targets) in zip(columns, panels.items(), strict=True):
+        targets = np.asarray(targets, dtype=float)
+        shown = axes.imshow(targets, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(plain_text(title, 40), fontsize=9)
+        axes.set_xlabel("caption")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if labels:
+            texts = [plain_text(text, 30, lines=1) for text in labels]
+            axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=60, ha="right")
+    columns[0].set_ylabel("image")
+    figure.colorbar(shown, ax=columns, label="target probability", shrink=0.8)
     return figure

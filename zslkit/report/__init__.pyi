@@ -5,9 +5,11 @@ from . import comparison as comparison
 from . import execute as execute
 from . import index as index
 from . import notebook as notebook
+from . import options as options
 from . import provenance as provenance
 from . import reproduction as reproduction
 from . import results as results
+from . import run_folder as run_folder
 from . import runner as runner
 from . import sweep as sweep
 from . import tables as tables
@@ -23,9 +25,12 @@ from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
 from .index import describe as describe
 from .index import write_index as write_index
+from .notebook import SECTIONS as SECTIONS
+from .notebook import Settings as Settings
 from .notebook import read_count as read_count
 from .notebook import read_list as read_list
 from .notebook import read_parameters as read_parameters
+from .options import read_config as read_config
 from .provenance import PACKAGES as PACKAGES
 from .provenance import SOURCES as SOURCES
 from .provenance import git_state as git_state
@@ -36,8 +41,11 @@ from .provenance import source_checksum as source_checksum
 from .reproduction import TIMINGS as TIMINGS
 from .reproduction import reproduce as reproduce
 from .results import PUBLISHED as PUBLISHED
+from .results import Published as Published
 from .results import record as record
-from .results import results_table as results_table
+from .run_folder import RunFacts as RunFacts
+from .run_folder import changes_since as changes_since
+from .run_folder import read_history as read_history
 from .runner import Job as Job
 from .runner import Report as Report
 from .runner import build_report as build_report
@@ -45,6 +53,9 @@ from .runner import declared as declared
 from .runner import follow as follow
 from .runner import run_notebook as run_notebook
 from .sweep import OBJECTIVES as OBJECTIVES
+from .sweep import Objective as Objective
+from .sweep import folder_of_run as folder_of_run
+from .sweep import read_objectives as read_objectives
 from .sweep import run_sweep as run_sweep
 from .sweep import summarise as summarise
 from .sweep import summarise_noise as summarise_noise
@@ -56,6 +67,5 @@ from .tables import escaped as escaped
 from .tables import estimate_row as estimate_row
 from .tables import filled as filled
 from .tables import flat as flat
-from .tables import is_rate as is_rate
 from .tables import pair_rows as pair_rows
 from .tables import table_line as table_line

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.config import RunConfig
-from zslkit.data.files import portable, write_json
+from zslkit.data.files import portable, write_json, write_text
+from zslkit.data.kinds import KINDS
 from zslkit.report.tables import (
     ESTIMATE,
     Table,
@@ -23,7 +24,7 @@ def write_card(run_dir: Path, run: Mapping[str, Any]) -> None:
     """Write ``run.json`` (provenance, ``record`` and ``metrics``) and ``card.md`` beside it."""
     run = portable(run)
     write_json(run_dir / "run.json", run)
-    (run_dir / "card.md").write_text(card_markdown(run), "utf-8")
+    write_text(run_dir / "card.md", card_markdown(run))
 
 
 def read_run(run_dir: Path) -> dict[str, Any] | None:
@@ -79,7 +80,7 @@ def _training(config: Mapping[str, Any], record: Mapping[str, Any]) -> Table:
         ["swapped captions", str(record["swapped_captions"])],
         ["unreadable images", str(len(record["unreadable_images"]))],
         ["towers", " and ".join(towers)],
-        ["objective", _objective(config)],
+        ["objective", _fitted(config) or _objective(config)],
         ["steps", f"{record['steps']:,} of {record['total_steps']:,} {state or 'complete'}"],
         ["time", f"{record['train_seconds']:,.1f} s: {record['seconds_per_step']:.3g} s a step, "
                  f"{record['images_per_second']:,.0f} images/s"],
@@ -88,19 +89,39 @@ def _training(config: Mapping[str, Any], record: Mapping[str, Any]) -> Table:
 
 
 def _objective(config: Mapping[str, Any]) -> str:
-    words = {"softmax": "InfoNCE", "sigmoid": "SigLIP"}[config["contrastive_loss"]]
-    if config["soft_targets"] != "none":
-        kind = config["soft_targets"].replace("_", " ")
-        words = f"{config['contrastive_weight']:g} {words}, the rest towards {kind} targets"
-    return words + ", pairs weighed by the teacher's trust" * config["pair_trust"]
+    words = _kind_words("contrastive_loss", config)
+    if targets := _kind_words("soft_targets", config):
+        words = f"{config['contrastive_weight']:g} {words}, the rest towards {targets}"
+    held_out = config.get("trust_judge") == "held_out"
+    judge = "fits that never saw them" if held_out else "the teacher's trust"
+    return words + f", pairs weighed by {judge}" * config["pair_trust"]
+
+
+def _fitted(config: Mapping[str, Any]) -> str:
+    """Word what was not learnt by gradients: all of it, or the start; nothing in older runs."""
+    fit, start = config.get("fit", "gradient"), config.get("init", "random")
+    if fit != "gradient":
+        weighed = ", captions weighed by fits that never saw them" * config["pair_trust"]
+        return f"{fit} in closed form{weighed}"
+    return f"{_objective(config)}, started from {start}" if start != "random" else ""
+
+
+def _kind_words(setting: str, config: Mapping[str, Any]) -> str:
+    """Word a kind; one that another process defined is known here by its name only."""
+    import zslkit.targets  # late, it needs torch; it imports the losses  # noqa: F401
+
+    kind = KINDS[setting].get(config[setting])
+    return kind.words if kind else f"{config[setting]} (not of zslkit)"
 
 
 def _origin(run: Mapping[str, Any]) -> Table:
     code, computer = run["code"], run["machine"]
     commit = f"commit {code['commit'][:12]}" if code["commit"] else "no git commit"
     changes = " with changes" if code["dirty"] else ""
+    own = f", {code['own kinds']}" if "own kinds" in code else ""
+    sources = f"sources {code['sha256'][:12]}{own}"
     return [
-        ["code", f"zslkit {code['version']}, {commit}{changes}, sources {code['sha256'][:12]}"],
+        ["code", f"zslkit {code['version']}, {commit}{changes}, {sources}"],
         ["packages", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
         ["machine", "{platform}, {cores} cores, {device} ({cpu_capability}), threads: {threads}"
                     .format(**computer)],

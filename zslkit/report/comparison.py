@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zslkit.evaluation.registry import metric_facts, metric_label
 from zslkit.report.cards import load_results
-from zslkit.report.tables import Table, as_word, estimate_row, filled, flat, is_rate, pair_rows
+from zslkit.report.tables import Table, as_word, estimate_row, filled, flat, pair_rows
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
@@ -59,12 +60,12 @@ def comparison_tables(compared: Mapping[str, Any]) -> dict[str, Table]:
         ends = [estimate_row(name, found[side])[1:3] for side in ("first", "second")]
         words = [f"{value} ({interval})" if interval else value for value, interval in ends]
         change = _change(name, found["difference"])
-        rows.append([name, *words, change, f"{found['verdict']}, {found['basis']}"])
+        rows.append([metric_label(name), *words, change, f"{found['verdict']}, {found['basis']}"])
     return filled({
         "Settings": [["setting", "first", "second"], *pair_rows(compared["config"])],
         "Origin": [["what", "first", "second"], *pair_rows(compared["facts"])],
         "Metrics": [["metric", "first", "second", "second - first", "verdict"], *rows],
-        "Only on one side": [["metric"], *([name] for name in compared["unmatched"])],
+        "Only on one side": [["metric"], *([metric_label(name)] for name in compared["unmatched"])],
     })  # fmt: skip
 
 
@@ -156,14 +157,16 @@ def _verdict(name: str, difference: Mapping[str, float]) -> str:
         return "equal"
     if "low" not in difference or difference["low"] <= 0 <= difference["high"]:
         return "not decided"
-    better, worse = ("better", "worse") if is_rate(name) else ("higher", "lower")
+    better, worse = {"neither": ("higher", "lower"), "lower": ("worse", "better")}.get(
+        metric_facts(name).direction, ("better", "worse")
+    )
     return f"{better if difference['value'] > 0 else worse} than chance would explain"
 
 
 def _change(name: str, difference: Mapping[str, float]) -> str:
-    """Word a difference and its interval; that of two rates is in points."""
-    rate = is_rate(name) and abs(difference["value"]) <= 1
-    form, unit, factor = ("{:+.1f}", " points", 100) if rate else ("{:+.4g}", "", 1)
-    shown = {key: form.format(factor * number) for key, number in difference.items()}
-    interval = " ({low} to {high})".format(**shown) if "low" in shown else ""
-    return shown["value"] + unit + interval
+    """Word a difference and its interval; that of two fractions is in points."""
+    facts = metric_facts(name)
+    if "low" not in difference:
+        return facts.write_change(difference["value"])
+    ends = (facts.write_change(difference[key], unit=False) for key in ("low", "high"))
+    return f"{facts.write_change(difference['value'])} ({' to '.join(ends)})"

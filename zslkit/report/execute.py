@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zslkit.data.files import project_root
+from zslkit.data.files import project_root, write_text
 
 
 def _execute_and_export(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> str:
@@ -28,7 +28,7 @@ def _execute_and_export(notebook: Path, target: Path, parameters: Mapping[str, A
         in_cell = isinstance(failure, papermill.PapermillExecutionError)
         error = f"{failure.ename}: {failure.evalue}" if in_cell else repr(failure)
     html = _offline_html(nbformat.read(target, as_version=4), target.stem)
-    target.with_suffix(".html").write_text(html, encoding="utf-8")
+    write_text(target.with_suffix(".html"), html)
     return error
 
 

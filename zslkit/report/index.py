@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from zslkit.data.files import write_text
 from zslkit.report.cards import card, load_results, read_run
 from zslkit.report.tables import ESTIMATE, estimate_row, flat
 
@@ -59,7 +60,7 @@ def write_index(entries: Sequence[Mapping[str, Any]], page: Path) -> Path:
         about=" · ".join(f"{k} {v}" for k, v in (last["versions"] | last["machine"]).items()),
         date=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
     )  # fmt: skip
-    page.write_text(html, encoding="utf-8")
+    write_text(page, html)
     return page
 
 

@@ -13,9 +13,14 @@ from typing import Any
 
 from zslkit import __version__
 from zslkit.data.files import portable, project_root
+from zslkit.data.kinds import code_of_kinds
 from zslkit.data.manifests import load_manifest
+from zslkit.report.numerics import hold_numerics
 
 PACKAGES = {"numpy", "pandas", "safetensors", "timm", "torch", "torchvision", "transformers"}
+
+
+_SOURCE = ("data_root", "image_field", "caption_field", "split_shares")  # how a source is read
 
 
 def provenance(config: Any) -> dict[str, Any]:
@@ -34,9 +39,12 @@ def provenance(config: Any) -> dict[str, Any]:
         "config": portable(settings),
         "seed": settings.get("seed"),
         "manifest_checksum": manifest
-        and load_manifest(manifest, settings.get("data_root")).checksum,
+        and load_manifest(manifest, **{key: settings.get(key) for key in _SOURCE}).checksum,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "code": {"version": __version__, "sha256": SOURCES, **git_state(project_root())},
+        "code": {
+            **{"version": __version__, "sha256": SOURCES, **git_state(project_root())},
+            **code_of_kinds(settings),
+        },
         "versions": {"zslkit": __version__, "python": platform.python_version(), **versions},
         "machine": machine(),
     }
@@ -48,10 +56,10 @@ def installed() -> dict[str, str]:
 
 
 def source_checksum(package: Path = Path(__file__).parents[1]) -> str:
-    """Sha256 over name and text of a package's source files, in order of their names."""
-    digest, paths = hashlib.sha256(), [*package.glob("*.py"), *package.glob("*.json")]
-    for path in sorted(paths, key=lambda path: path.name):
-        digest.update(f"{path.name}\0{path.read_text('utf-8')}\0".encode())
+    """Sha256 over name and text of a package's source files, in order of their paths."""
+    digest, paths = hashlib.sha256(), [*package.rglob("*.py"), *package.rglob("*.json")]
+    for name, path in sorted((path.relative_to(package).as_posix(), path) for path in paths):
+        digest.update(f"{name}\0{path.read_text('utf-8')}\0".encode())
     return digest.hexdigest()
 
 
@@ -85,8 +93,19 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "numerics": "portable" if hold_numerics() else "of this processor",
     }
+
+
+def processor() -> str:
+    """Name the model of the processor; "unknown" where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
 
 
 def peak_memory() -> dict[str, int]:

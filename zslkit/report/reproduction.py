@@ -1,18 +1,18 @@
 """Run recorded results again and compare."""
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from zslkit.data.strict import check_names
+from zslkit.evaluation.registry import metric_facts
 from zslkit.report.cards import load_results
 from zslkit.report.comparison import differing, facts
 from zslkit.report.runner import Job, declared_parameters, follow, run_notebook
 from zslkit.report.tables import flat
 
-TIMINGS = re.compile("second|minutes|memory|_mb")
-"""Metrics that no second run repeats."""
+TIMINGS = ("s", "MB", "items/s")
+"""Units of metrics that no second run repeats."""
 
 
 def reproduce(
@@ -69,7 +69,11 @@ def reproduce(
 def _outcome(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Compare results bit for bit, timings aside, and say what else is not the same."""
     old, new = (
-        {name: numbers for name, numbers in flat(results["metrics"]) if not TIMINGS.search(name)}
+        {
+            name: numbers
+            for name, numbers in flat(results["metrics"])
+            if metric_facts(name).unit not in TIMINGS
+        }
         for results in (before, after)
     )
     differences = differing(old, new)
@@ -111,7 +115,9 @@ def _jobs_again(recorded, folder: Path, notebooks: Path, changes) -> dict[str, J
         parameters |= {key: changes[key] for key in changes if key in declared[name]}
         parameters |= {"output_dir": (folder / name).as_posix()}
         missing += [f"{key}={value!r}" for key, value in parameters.items() if "…/" in str(value)]
-        jobs[name] = Job(sources[name], folder / f"{name}.ipynb", folder / name, parameters)
+        held = results["machine"].get("numerics") == "portable"
+        target = folder / f"{name}.ipynb"
+        jobs[name] = Job(sources[name], target, folder / name, parameters, portable=held)
     if missing:
         raise ValueError(
             f"{', '.join(dict.fromkeys(missing))}: outside the project, so that only the last "

@@ -2,36 +2,46 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from zslkit.data.files import portable, write_json
+from pydantic import model_validator
+
+from zslkit.data.files import portable, whole, write_json
+from zslkit.data.strict import Strict
 from zslkit.report.cards import read_run, write_card
 from zslkit.report.provenance import provenance
-from zslkit.report.tables import flat
 
-PUBLISHED = {
-    "source": "README of facebookresearch/OTTER (Wu et al., 2021, arXiv:2112.09445)",
-    "settings": {
-        "training pairs": "2,911,810 of CC3M, 10 epochs",
-        "image encoder": "ResNet-50, ImageNet weights, fine-tuned",
-        "text encoder": "DeCLUTR-sci-base, fine-tuned",
-        "labelled images": "Google Open Images; ImageNet-10K (Tencent ML-Images)",
-        "truth": "several labels for an image; one of them among the k is a hit",
-        "label policy": "not stated",
-    },
-    "sets": ("Google Open Images", "ImageNet-10K (Tencent)"),
-    "ks": (1, 5, 10),
-    "methods": {
-        "InfoNCE": ((0.268, 0.551, 0.664), (0.109, 0.294, 0.405)),
-        "label smoothing": ((0.263, 0.559, 0.675), (0.101, 0.296, 0.398)),
-        "distillation (EMA teacher)": ((0.267, 0.553, 0.671), (0.100, 0.275, 0.385)),
-        "optimal transport": ((0.291, 0.596, 0.709), (0.120, 0.318, 0.421)),
-    },
-    "claims": "arXiv:2104.08945, abstract: +73 % relative over the previous best on ImageNet "
-    "21k+1k, +10.5 % relative over CLIP on Google Open Images (19,958 classes), with 3 M pairs",
-}
+
+class Published(Strict):
+    """Other people's figures, to stand beside ours and never as ours."""
+
+    source: str
+    settings: dict[str, str]
+    sets: tuple[str, ...]
+    ks: tuple[int, ...]
+    methods: dict[str, tuple[tuple[float, ...], ...]]
+    """Each method's hit@k as fractions: one row a set, one figure a k."""
+    claims: str
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Published":
+        for method, rows in self.methods.items():
+            lengths = [len(row) for row in rows]
+            if lengths != [len(self.ks)] * len(self.sets):
+                raise ValueError(f"methods={method!r}: needs {len(self.ks)} figures for each of "
+                                 f"{len(self.sets)} sets, has {lengths}")  # fmt: skip
+            if wrong := [value for row in rows for value in row if not 0 <= value <= 1]:
+                raise ValueError(f"methods={method!r}: {wrong[0]} is no fraction")
+        return self
+
+
+PUBLISHED = Published.model_validate_json(
+    Path(__file__).with_name("published.json").read_text("utf-8")
+).model_dump()
+"""What ``published.json`` quotes, with its source."""
 
 
 def record(
@@ -40,7 +50,7 @@ def record(
     output_dir: str | Path,
     *,
     figures: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    extra: Any = None,
     notebook: str | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -57,8 +67,8 @@ def record(
         last part.
     figures : mapping, optional
         Names to Figures, saved as ``NAME.png``.
-    extra : mapping, optional
-        Anything that JSON holds.
+    extra : mapping or dataclass, optional
+        Anything that JSON holds, such as a run's ``facts``.
     notebook, parameters : str and mapping, optional
         The notebook's name and what it was given: with them the results can be reproduced.
         Parameters that are None are left out.
@@ -69,6 +79,7 @@ def record(
         For a metric that is no finite number, or a figure whose name is no plain file name.
     """
     folder, figures, extra = Path(output_dir), figures or {}, extra or {}
+    extra = asdict(extra) if is_dataclass(extra) else extra
     given = {name: value for name, value in (parameters or {}).items() if value is not None}
     results = {
         "name": folder.resolve().name,
@@ -83,25 +94,13 @@ def record(
         raise ValueError(f"figure names take letters, digits, _ and -, not {wrong}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=144)
+        with whole(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=144, format="png")
     write_json(folder / "results.json", results)
     if run := read_run(folder):
         facts = run["record"] | {key: extra[key] for key in ("advice",) if key in extra}
         write_card(folder, run | {"record": facts, "metrics": results["metrics"]})
     return folder / "results.json"
-
-
-def results_table(results: Sequence[Mapping[str, Any]]) -> Any:
-    """Put the metrics of several results, names joined by " / ", into a pandas DataFrame."""
-    from pandas import DataFrame
-
-    columns = ["name", "metric", "value", "low", "high", "n", "chance", "seed"]
-    rows = [
-        {"name": result["name"], "metric": metric, "seed": result["seed"], **numbers}
-        for result in results
-        for metric, numbers in flat(result["metrics"])
-    ]
-    return DataFrame(rows, columns=columns)
 
 
 def _numbers(value: Any, name: str) -> Any:

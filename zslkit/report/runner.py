@@ -19,6 +19,7 @@ from zslkit.data.manifests import load_manifest
 from zslkit.data.strict import check_names
 from zslkit.report.index import describe, write_index
 from zslkit.report.notebook import read_parameters
+from zslkit.report.numerics import PORTABLE
 from zslkit.report.provenance import SOURCES, installed
 
 
@@ -33,6 +34,8 @@ class Job(NamedTuple):
     parameters: dict[str, Any]
     after: tuple[str, ...] = ()
     """Names of the notebooks whose results it reads."""
+    portable: bool = False
+    """Whether its numbers shall be equal on processors of different makers."""
 
 
 class Report(NamedTuple):
@@ -51,6 +54,7 @@ def build_report(
     jobs: int | None = None,
     fresh: bool = False,
     minutes: float = 60.0,
+    portable: bool = False,
 ) -> Report:
     """Run notebooks side by side; write each as HTML, and ``index.html`` over all of them.
 
@@ -72,6 +76,9 @@ def build_report(
         Run everything.
     minutes : float
         A notebook that takes longer is stopped and counts as failed.
+    portable : bool
+        Compute with :data:`~zslkit.report.numerics.PORTABLE` numerics, so that another processor
+        gives equal bits.
 
     Raises
     ------
@@ -83,6 +90,7 @@ def build_report(
     if any(Path(path).parent.resolve() == folder.resolve() for path in notebooks):
         raise ValueError(f"output_dir={str(folder)!r} would overwrite the notebooks themselves")
     todo = _plan([*map(Path, notebooks)], folder, plan or {})
+    todo = {name: job._replace(portable=portable) for name, job in todo.items()}
     folder.mkdir(parents=True, exist_ok=True)
     build = _Build(todo, folder, max(1, cores // (jobs or cores)), minutes, fresh)
     build.run(jobs or cores)
@@ -189,10 +197,12 @@ def run_notebook(job: Job, threads: int, minutes: float | None = None) -> str:
         str(job.notebook.resolve()),
         str(target),
     ]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment |= PORTABLE if job.portable else {}
     try:
         done = subprocess.run(
             command, input=json.dumps(job.parameters), capture_output=True, text=True, cwd=root,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)}, timeout=minutes and minutes * 60,
+            env=environment, timeout=minutes and minutes * 60,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"stopped: it took longer than {minutes:g} minutes"
@@ -243,6 +253,7 @@ def _keys(todo: Mapping[str, Job], threads: int) -> dict[str, str]:
         data = [_checksum(given[key]) for key in sorted(given) if key.endswith("manifest")]
         sources = [(cell["cell_type"], "".join(cell["source"])) for cell in _cells(job.notebook)]
         parts = [common, sources, job.parameters, data, [keys[other] for other in job.after]]
+        parts += [PORTABLE] if job.portable else []
         keys[name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return keys
 

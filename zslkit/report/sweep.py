@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,36 +11,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError, field_validator
 
-from zslkit.config import RunConfig
-from zslkit.data.strict import nearest
+from zslkit.config import RunConfig, RunSettings
+from zslkit.data.files import whole
+from zslkit.data.kinds import code_of_kinds, pack_kinds, unpack_kinds
+from zslkit.data.strict import Strict, check_names, explain, nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
 
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "InfoNCE": {"soft_targets": "none"},
-    "SigLIP": {
-        "soft_targets": "none",
-        "contrastive_loss": "sigmoid",
-        "logit_scale": 10.0,
-        "logit_bias": -7.0,
-    },
-    "label smoothing": {"soft_targets": "label_smoothing", "label_smoothing": 0.3},
-    "fixed teacher": {"soft_targets": "teacher", "teacher": "frozen", "teacher_run": "InfoNCE"},
-    "EMA teacher": {"soft_targets": "teacher"},
-    "EMA teacher + intra-modal": {
-        "soft_targets": "teacher",
-        "teacher_temperature": 0.1,
-        "image_similarity_weight": 0.5,
-        "text_similarity_weight": 0.5,
-    },
-    "transport": {
-        "soft_targets": "transport",
-        "image_similarity_weight": 0.5,
-        "text_similarity_weight": 0.5,
-    },
-    "progressive": {"soft_targets": "progressive", "contrastive_weight": 0.0, "trusted_end": 0.2},
-    "EMA teacher + pair trust": {"soft_targets": "teacher", "pair_trust": True},
-}
+
+class Objective(Strict):
+    """A named objective of ``objectives.json``."""
+
+    fields: dict[str, Any]
+    """Fields of RunConfig that tell it from the others."""
+    source: str
+
+    @field_validator("fields")
+    @classmethod
+    def _are_settings(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        check_names(fields, RunConfig.model_fields, "field of RunConfig")
+        return fields
+
+
+def read_objectives(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Read named objectives from JSON: each name's ``fields`` and their ``source``.
+
+    Raises
+    ------
+    ValueError
+        For an objective that lacks either, or names a field that there is not.
+    """
+    found = json.loads(Path(path).read_text("utf-8"))
+    try:
+        return {name: Objective(**facts).fields for name, facts in found.items()}
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
+
+
+OBJECTIVES = read_objectives(Path(__file__).with_name("objectives.json"))
 """Objectives to compare, by the fields that tell them apart.
 
 ``teacher_run`` may name another of the compared variants: its run with the same seed.
@@ -133,7 +143,8 @@ def run_sweep(
         for metric, value in results[name, seed]["metrics"].items()
     ]  # fmt: skip
     table = DataFrame(rows)
-    table.to_csv(Path(base.output_dir) / "runs.csv", index=False)
+    with whole(Path(base.output_dir) / "runs.csv") as temporary:
+        table.to_csv(temporary, index=False)
     print(f"sweep: {len(runs)} runs, {len(variants)} variants x {len(seeds)} seeds")
     return table
 
@@ -213,21 +224,22 @@ def _rows_of(table, metric: str):
     return table[table["metric"] == metric]
 
 
-def _folder(base: RunConfig, name: str, seed: int) -> str:
+def folder_of_run(base: RunConfig, name: str, seed: int) -> str:
+    """Name the folder of a sweep's run, for :func:`zslkit.load_run`."""
     return f"{base.output_dir}/{re.sub(r'[^a-zA-Z0-9_.]+', '-', name)}/seed-{seed}"
 
 
 def _configure(base: RunConfig, variants: Mapping, name: str, seed: int) -> RunConfig:
     """Build the configuration of one run."""
-    changes = {**variants[name], "seed": seed, "output_dir": _folder(base, name, seed)}
+    changes = {**variants[name], "seed": seed, "output_dir": folder_of_run(base, name, seed)}
     if changes.get("teacher_run") in variants:
-        changes["teacher_run"] = _folder(base, changes["teacher_run"], seed)
+        changes["teacher_run"] = folder_of_run(base, changes["teacher_run"], seed)
     if base.threads is None and not _accelerated(base):
         changes["threads"] = 1
     return RunConfig.from_parameters(changes, base=base)
 
 
-def _accelerated(config: RunConfig) -> bool:
+def _accelerated(config: RunSettings) -> bool:
     from zslkit.training.device import choose_device
 
     return choose_device(config.device).type != "cpu"
@@ -242,7 +254,7 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
     missing = [run for run in runs if run not in results]
     students = [run for run in missing if variants[run[0]].get("teacher_run") in variants]
     teachers = [run for run in missing if run not in students]
-    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False) as bar:
+    with tqdm(total=len(missing), desc="sweep", unit="run", leave=False, disable=None) as bar:
         # with frozen towers the first one alone: it fills the cache that the others read
         alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
         for wave in (teachers[:alone], teachers[alone:], students):
@@ -265,10 +277,11 @@ def _pool(base: RunConfig, jobs: int | None) -> Iterator[Callable]:
         return
     if jobs is None:
         jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
+    kinds = pack_kinds()  # those of a notebook are not known to a new process
     # fork would copy torch's thread pools in an unknown state
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
-        yield lambda *call: pool.submit(_quietly, *call)
+        yield lambda *call: pool.submit(_quietly, kinds, *call)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -282,8 +295,9 @@ def _call(function, *arguments) -> Future:
     return done
 
 
-def _quietly(function, *arguments):
+def _quietly(kinds: bytes | None, function, *arguments):
     """Call without the progress that several processes would write over each other."""
+    unpack_kinds(kinds)
     silent = io.StringIO()
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
         return function(*arguments)
@@ -291,26 +305,29 @@ def _quietly(function, *arguments):
 
 def _measure(config: RunConfig) -> dict[str, Any]:
     """Train one run, or go on with it, and record what it can do."""
-    from zslkit.checkpoint import changes_since
     from zslkit.evaluation.evaluator import evaluate
-    from zslkit.report.cards import load_results
+    from zslkit.report.cards import load_results, read_run
     from zslkit.report.results import record
+    from zslkit.report.run_folder import changes_since
     from zslkit.report.tables import flat
     from zslkit.trainer import train
 
     folder = Path(config.output_dir)
+    own = code_of_kinds(config.model_dump()).get("own kinds")
+    earlier = (read_run(folder) or {}).get("code", {"own kinds": own}).get("own kinds")
     goes_on = (folder / "config.json").is_file() and not changes_since(folder, config)
+    goes_on &= earlier == own  # a cell may have been changed since
     run = train(config.model_copy(update={"resume": goes_on}))
-    if run.record["interrupted"]:
+    if run.facts.interrupted:
         raise KeyboardInterrupt
     estimates = flat(evaluate(run.model, config))
     metrics = {name.replace(" / ", " "): estimate["value"] for name, estimate in estimates}
-    metrics["train_seconds"] = run.record["train_seconds"]
+    metrics["train_seconds"] = run.facts.train_seconds
     last = [row for row in run.history if row["epoch"] == run.history[-1]["epoch"]]
     for name in ("self_mass", "target_entropy"):  # of the soft targets, in the last epoch
-        if name in last[0]:
+        if last and name in last[0]:
             metrics[name] = sum(row[name] for row in last) / len(last)
-    record(metrics, config, config.output_dir, extra=run.record)
+    record(metrics, config, config.output_dir, extra=run.facts)
     return load_results(config.output_dir)
 
 
@@ -324,5 +341,7 @@ def _finished(config: RunConfig) -> dict[str, Any] | None:
         results = load_results(config.output_dir)
     except FileNotFoundError:
         return None
-    known = results["config"], results.get("code", {}).get("sha256")
-    return results if known == (portable(config.model_dump(mode="json")), SOURCES) else None
+    settings, code = config.model_dump(mode="json"), results.get("code", {})
+    own = {name: code[name] for name in ("own kinds",) if name in code}
+    known = results["config"], code.get("sha256"), own
+    return results if known == (portable(settings), SOURCES, code_of_kinds(settings)) else None

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from zslkit.evaluation.registry import metric_facts, metric_label
+
 Table = list[list[str]]
 
 
@@ -13,11 +15,13 @@ ESTIMATE = ["metric", "value", "95 % interval", "n", "chance"]
 
 
 def estimate_row(metric: str, numbers: Mapping[str, float]) -> list[str]:
-    """Word value, interval, n and chance; figures that are fractions become percentages."""
-    form = "{:.1%}" if is_rate(metric) and abs(numbers["value"]) <= 1 else "{:.4g}"
-    shown = {key: form.format(number) for key, number in numbers.items() if key != "n"}
+    """Word value, interval, n and chance, as :func:`metric_facts` says they are written."""
+    facts = metric_facts(metric)
+    keys = [key for key in ("value", "low", "high", "chance") if key in numbers]
+    shown = {key: facts.write(numbers[key]) for key in keys}
     interval = "{low} to {high}".format(**shown) if "low" in shown else ""
-    return [metric, shown["value"], interval, str(numbers.get("n", "")), shown.get("chance", "")]
+    n, chance = str(numbers.get("n", "")), shown.get("chance", "")
+    return [metric_label(metric), shown["value"], interval, n, chance]
 
 
 def flat(metrics: Any, name: str = "") -> Iterator[tuple[str, dict[str, float]]]:
@@ -28,11 +32,6 @@ def flat(metrics: Any, name: str = "") -> Iterator[tuple[str, dict[str, float]]]
             yield from flat(value, f"{name} / {key}" if name else str(key))
     else:
         yield name, metrics if isinstance(metrics, Mapping) else {"value": metrics}
-
-
-def is_rate(metric: str) -> bool:
-    """Tell whether a metric is a fraction of items."""
-    return bool(re.search("hit|recall|accuracy|share", metric)) and "ratio" not in metric
 
 
 def pair_rows(differences: Mapping[str, tuple]) -> Table:

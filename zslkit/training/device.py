@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from zslkit.config import RunConfig
+from zslkit.config import OptimisationSettings
+from zslkit.report.numerics import hold_numerics
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def choose_device(name: str) -> torch.device:
     ValueError
         If the named device is not there.
     """
+    hold_numerics()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -48,7 +50,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+def autocast(config: OptimisationSettings, device: torch.device) -> torch.autocast:
     """Compute in bfloat16 where asked for or, with ``auto``, where the device has it."""
     auto = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     wanted = config.precision == "bfloat16" or (config.precision == "auto" and auto)

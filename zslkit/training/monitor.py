@@ -1,12 +1,9 @@
 """What a person sees of a run: a progress bar, plain lines, rows in ``metrics.jsonl``."""
 
-import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,31 +13,25 @@ PLAIN_LINES = 10
 
 @dataclass
 class Monitor:
-    """Write and show the rows of a run; a context manager around the loop.
+    """Show the rows of a run, on the screen and in files; a context manager around the loop.
 
     Parameters
     ----------
     run_dir : Path
         Receives ``metrics.jsonl`` and, if asked, TensorBoard events.
-    history : list of dict
-        Rows up to ``first``; new ones are appended, here and to the file.
     first, total_steps : int
         Step where the run stands and where it ends.
-    before : float
-        Seconds spent on the first steps by earlier sessions of the run.
     quiet : bool
-        Count only: for every process but the first.
+        Show nothing: for every process but the first.
     """
 
     run_dir: Path
-    history: list[dict]
     first: int
     total_steps: int
-    before: float = 0.0
     tensorboard: bool = False
     quiet: bool = False
     images: int = 0
-    told: dict[str, str] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def __enter__(self) -> "Monitor":
         from tqdm.auto import tqdm
@@ -52,12 +43,7 @@ class Monitor:
         )  # fmt: skip
         self.file = self.events = None
         if not self.quiet:
-            # rows beyond the checkpoint are trained again, so they are not kept twice
-            path = self.run_dir / "metrics.jsonl"
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history))
-            temporary.replace(path)
-            self.file = path.open("a", buffering=1)
+            self.file = (self.run_dir / "metrics.jsonl").open("a", buffering=1)
             if self.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -69,14 +55,8 @@ class Monitor:
         for sink in filter(None, (self.file, self.events)):
             sink.close()
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, earlier sessions included."""
-        return self.before + time.perf_counter() - self.started
-
     def log(self, row: dict, n_images: int) -> None:
-        """Append a row and show where the run stands."""
-        self.history.append(row)
+        """Show a row and where the run stands."""
         self.images += n_images
         if self.quiet:
             return
@@ -98,33 +78,8 @@ class Monitor:
             )
 
     def tell(self, advice: Mapping[str, str]) -> None:
-        """Show the kinds of advice that the last call did not have; keep them all."""
+        """Show the kinds of advice that the last call did not have."""
         for kind, sentence in advice.items():
             if kind not in self.told and not self.quiet:
                 self.bar.write(f"advice: {sentence}")
-        self.told = dict(advice)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a request that the loop honours after its step.
-
-    A second one interrupts at once. Outside the main thread signals cannot be caught, and
-    Ctrl-C keeps its usual effect.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(signum, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        print("stopping after this step; the run will be saved (again: stop at once)")
-
-    earlier = signal.signal(signal.SIGINT, request)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, earlier)
+        self.told = {*advice}

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from zslkit.config import RunConfig
+from zslkit.config import OptimisationSettings
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimisationSettings) -> torch.optim.Optimizer:
     """Build AdamW or SGD; norms, biases and scales (fewer than two dimensions) do not decay."""
     groups = [
         {"params": [p for p in trainable(model) if p.dim() > 1]},
@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, **options)
 
 
-def learning_rate_at(step: int, total_steps: int, config: RunConfig) -> float:
+def learning_rate_at(step: int, total_steps: int, config: OptimisationSettings) -> float:
     """Give the learning rate of an optimizer step: linear warm-up, then cosine to zero.
 
     References
@@ -34,6 +34,16 @@ def learning_rate_at(step: int, total_steps: int, config: RunConfig) -> float:
         return config.learning_rate * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total_steps - warmup)
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, total_steps: int, config: OptimisationSettings
+) -> float:
+    """Give all groups of an optimizer the learning rate of a step, and return it."""
+    rate = learning_rate_at(step, total_steps, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> float:

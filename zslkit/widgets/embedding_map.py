@@ -58,7 +58,9 @@ class EmbeddingMap(Box):
         self.scatter.size(default=7)
         self.colour.observe(self._paint, "value")
         self.scatter.widget.observe(self._choose, "selection")
-        head = [ipywidgets.HTML(str(PAGE.style())), self.colour, self.scatter.show()]
+        places = self.scatter.show()
+        places.add_class("zslkit-map")  # which the style turns round in a dark theme
+        head = [ipywidgets.HTML(str(PAGE.style())), self.colour, places]
         self.children = [*head, self.message, self.view]
         self._paint()
         self._choose()

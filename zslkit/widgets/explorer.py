@@ -15,8 +15,10 @@ from torch import Tensor
 from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
 from zslkit.data.images import decode_image
+from zslkit.data.named import labelled_images
 from zslkit.data.pairs import Pairs, open_pairs
-from zslkit.evaluation.explore import Namer, embed_batch
+from zslkit.evaluation.explore import Namer
+from zslkit.evaluation.retrieval import embed_batch
 from zslkit.widgets.live import (
     GALLERY,
     LARGE,
@@ -104,8 +106,7 @@ class ZeroShotExplorer(Live):
         first = self._loaded(next(iter(self._models)))
         config = first.config if isinstance(first, Run) else RunConfig(zeroshot_manifest=None)
         if pairs is None and config.zeroshot_manifest:
-            place = config.zeroshot_manifest, config.zeroshot_split
-            pairs = open_pairs(*place, data_root=config.data_root)
+            pairs = labelled_images(config, several=True)
         if class_names is None:
             class_names = () if pairs is None else pairs.class_names
         templates = config.prompt_templates if templates is None else templates

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
+from zslkit.data.kinds import SOFT_TARGETS
 from zslkit.data.pairs import Pairs
-from zslkit.evaluation.explore import embed_batch, target_table, teacher_of
+from zslkit.evaluation.explore import target_table, teacher_of
+from zslkit.evaluation.retrieval import embed_batch
 from zslkit.objective import soft_targets
 from zslkit.targets import target_agreement, target_statistics
 from zslkit.training.coach import judge_targets
@@ -80,7 +82,8 @@ class SoftLabelMicroscope(Live):
         return target_matrix(self.targets, list(table["key"]), list(table["caption"]))
 
     def _idle(self, wanted: Mapping[str, Any]) -> set[str]:
-        return self._controls.keys() - {"kind", *_USES[wanted["kind"]]}
+        settings = SOFT_TARGETS[wanted["kind"]].settings
+        return {name for name, (field, _) in _SETTINGS.items() if field not in settings}
 
     def _compute(self, wanted: Mapping[str, Any], tell: Callable) -> tuple[dict[str, Any], str]:
         if self._batch is None:
@@ -125,19 +128,10 @@ _SETTINGS = {
 }
 
 
-# kind of targets → the controls that count for it
-_USES = {
-    "teacher": ("temperature", "image_weight", "text_weight"),
-    "transport": ("epsilon", "image_weight", "text_weight"),
-    "progressive": ("temperature", "image_weight", "text_weight", "trusted"),
-    "label_smoothing": ("smoothing",),
-}
-
-
 def _target_controls(config: RunConfig) -> dict[str, ipywidgets.Widget]:
-    kind = config.soft_targets if config.soft_targets in _USES else "teacher"
-    menu = {"options": [*_USES], "value": kind}
-    controls = {"kind": control(ipywidgets.Dropdown, "kind of targets", **menu)}
+    menu = [name for name, kind in SOFT_TARGETS.items() if kind.function]
+    first = config.soft_targets if SOFT_TARGETS[config.soft_targets].function else "teacher"
+    controls = {"kind": control(ipywidgets.Dropdown, "kind of targets", options=menu, value=first)}
     for name, (field, words) in _SETTINGS.items():
         value = getattr(config, field)
         if name in ("temperature", "epsilon"):  # over orders of magnitude

@@ -48,10 +48,10 @@ class TrainingMonitor(Box):
 
     def __call__(self, run: Run, row: Mapping[str, float]) -> None:
         """Draw the curves if it is time."""
-        self.stop.over = row["step"] == run.record["total_steps"]
+        self.stop.over = row["step"] == run.facts.total_steps
         if self.stop.over or time.monotonic() >= self._due:
             self._due = time.monotonic() + self.seconds
-            self._draw([*run.history, row], run.record["total_steps"])
+            self._draw([*run.history, row], run.facts.total_steps)
 
     def _draw(self, history: Sequence[Mapping[str, float]], total: int) -> None:
         row, keys = history[-1], dict.fromkeys(key for row in history for key in row)

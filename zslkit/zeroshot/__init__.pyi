@@ -25,13 +25,13 @@ from .hierarchy import Distances as Distances
 from .hierarchy import Hierarchy as Hierarchy
 from .hierarchy import error_distances as error_distances
 from .hierarchy import hierarchical_precision_at_k as hierarchical_precision_at_k
+from .hierarchy import read_hierarchy as read_hierarchy
 from .hierarchy import read_is_a as read_is_a
 from .hierarchy import read_open_images_hierarchy as read_open_images_hierarchy
 from .hierarchy import read_tencent_hierarchy as read_tencent_hierarchy
 from .hierarchy import read_wordnet as read_wordnet
 from .label_audit import audit_label_space as audit_label_space
 from .label_audit import seen_in as seen_in
-from .label_audit import shared_classes as shared_classes
 from .label_spaces import LabelSpace as LabelSpace
 from .label_spaces import from_names as from_names
 from .label_spaces import load_label_space as load_label_space

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zslkit.data.files import whole
 from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.prompts import Descriptions, class_prompts, find_templates
 from zslkit.zeroshot.ranking import ClassBank
@@ -103,7 +103,7 @@ def cached_class_bank(
     bank cannot be read. One whose content is not what was written is built again, with a
     UserWarning. Of a model whose weights cannot be seen nothing is kept.
     """
-    from zslkit.encoders.weights import fingerprint
+    from zslkit.data.weights import fingerprint
 
     model = as_model(model)
     if not getattr(model.text_tower, "cacheable", True):
@@ -118,9 +118,9 @@ def cached_class_bank(
         return ClassBank(embeddings, tuple(class_names))
     bank = build_class_bank(model, class_names, templates, batch_size, descriptions)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # renamed: a bank on disk is whole
-    save_file({"embeddings": bank.embeddings}, temporary, {"sha256": _checksum(bank.embeddings)})
-    temporary.replace(path)
+    facts = {"sha256": _checksum(bank.embeddings)}
+    with whole(path) as temporary:
+        save_file({"embeddings": bank.embeddings}, temporary, facts)
     return bank
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zslkit.data.images import decode_image
+from zslkit.data.embedding import Photos, embed_batches, in_blocks
+from zslkit.data.sampling import check_broken
 from zslkit.zeroshot.class_bank import build_class_bank, eval_mode
 from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.ranking import ClassBank, class_probabilities, rank_classes
@@ -98,7 +99,9 @@ class ZeroShotClassifier:
         self.bank = ClassBank(self.bank.embeddings[kept], tuple(names[i] for i in kept))
         return self
 
-    def predict(self, images: Any, k: int = 5, batch_size: int = 64) -> list:
+    def predict(
+        self, images: Any, k: int = 5, batch_size: int = 64, max_unreadable: float = 0.0
+    ) -> list:
         """Give the k best classes of each image, best first.
 
         Parameters
@@ -107,21 +110,30 @@ class ZeroShotClassifier:
             A path, a PIL image, an (H, W, 3) or (H, W) array or a (3, H, W) tensor of uint8; or
             many of these.
         k : int
-            From 1 to C.
+            Classes for each image; all, if there are fewer.
+        max_unreadable : float
+            Share of the images that may be unreadable; each of these gets no prediction, ``[]``.
 
         Returns
         -------
         list of Prediction, or list of these lists
             For one image, or for many. Empty where the best class stays below ``threshold``.
+
+        Raises
+        ------
+        ValueError
+            If more are unreadable, by name.
         """
-        names, results = self.bank.class_names, []
-        many = not _is_image(images)
-        for embeddings in self._embedded(images if many else [images], batch_size):
-            scores, indices = rank_classes(embeddings, self.bank, k)
+        names, many = self.bank.class_names, not _is_image(images)
+        images = images if many else [images]
+        results: list[list[Prediction]] = [[] for _ in images]
+        for rows, embeddings in self._embedded(images, batch_size, max_unreadable):
+            scores, indices = rank_classes(embeddings, self.bank, min(k, len(names)))
             shares = class_probabilities(embeddings, self.bank, scores, self.logit_scale)
-            for row in torch.stack([indices, scores, shares], dim=2).tolist():
-                found = [Prediction(names[int(i)], s, p) for i, s, p in row]
-                results.append(found if found[0].probability >= self.threshold else [])
+            ranked = torch.stack([indices, scores, shares], dim=2).tolist()
+            for row, best in zip(rows, ranked, strict=True):
+                found = [Prediction(names[int(i)], s, p) for i, s, p in best]
+                results[row] = found if found[0].probability >= self.threshold else []
         return results if many else results[0]
 
     def predict_proba(self, images: Any, batch_size: int = 64) -> np.ndarray:
@@ -129,7 +141,7 @@ class ZeroShotClassifier:
         many, scale = not _is_image(images), self.logit_scale
         rows = [
             (scale * embeddings.float().cpu() @ self.bank.embeddings.T).softmax(dim=1)
-            for embeddings in self._embedded(images if many else [images], batch_size)
+            for _, embeddings in self._embedded(images if many else [images], batch_size)
         ]
         found = torch.cat(rows).numpy() if rows else np.zeros((0, len(self.bank.class_names)))
         return found if many else found[0]
@@ -158,18 +170,30 @@ class ZeroShotClassifier:
             raise ValueError(f"labels: {', '.join(unknown[:10])} are not among the classes")
         if not len(images) or len(images) != len(labels):
             raise ValueError(f"{len(images)} images and {len(labels)} labels; give one for each")
-        embeddings = torch.cat([part.float().cpu() for part in self._embedded(images, 64)])
+        embeddings = torch.cat([part.float().cpu() for _, part in self._embedded(images, 64)])
         truth = [self.bank.class_names.index(label) for label in labels]
         self.logit_scale = best_scale(embeddings @ self.bank.embeddings.T, torch.tensor(truth))
         return self
 
-    def _embedded(self, images: Sequence, batch_size: int) -> Iterator[Tensor]:
-        transform, place = self.model.image_transform(train=False), _device_of(self.model)
-        for start in range(0, len(images), batch_size):
-            batch = map(_opened, images[start : start + batch_size])
-            with torch.no_grad(), eval_mode(self.model):
-                pixels = torch.stack([transform(image) for image in batch]).to(place)
-                yield self.model.encode_image(pixels)
+    @torch.no_grad()
+    def _embedded(
+        self, images: Sequence, batch_size: int, max_unreadable: float = 0.0
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Give rows and (n, D) embeddings of batches of those images that can be read."""
+        broken: list[str] = []
+        batches = embed_batches(
+            self.model.encode_image,
+            Photos([_as_pixels(image) for image in images]),
+            in_blocks(len(images), batch_size),
+            transform=self.model.image_transform(train=False),
+            device=next(self.model.parameters()).device,
+        )
+        with eval_mode(self.model):
+            for rows, embeddings, unreadable in batches:
+                broken.extend(unreadable)
+                check_broken(broken, len(images), max_unreadable)
+                if embeddings is not None:
+                    yield rows, embeddings
 
 
 def best_scale(scores: Tensor, truth: Tensor) -> float:
@@ -200,11 +224,6 @@ def best_scale(scores: Tensor, truth: Tensor) -> float:
     return float(brentq(slope, low, high))
 
 
-def _device_of(model: Any) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 def _is_image(value: Any) -> bool:
     if isinstance(value, str | Path | Image.Image):
         return True
@@ -212,12 +231,11 @@ def _is_image(value: Any) -> bool:
     return dims == 3 or (dims == 2 and isinstance(value, np.ndarray))
 
 
-def _opened(image: Any) -> Any:
-    if isinstance(image, str | Path):
-        return decode_image(Path(image).read_bytes(), f"{image}: ")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise ValueError(f"an array of {image.dtype}: give pixels as uint8, 0 to 255")
-        image = np.stack([image] * 3, axis=-1) if image.ndim == 2 else image[..., :3]
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    return image
+def _as_pixels(image: Any) -> Any:
+    """Turn an array into a (3, H, W) tensor; leave everything else."""
+    if not isinstance(image, np.ndarray):
+        return image
+    if image.dtype != np.uint8:
+        raise ValueError(f"an array of {image.dtype}: give pixels as uint8, 0 to 255")
+    image = np.stack([image] * 3, axis=-1) if image.ndim == 2 else image[..., :3]
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+import networkx as nx
 import numpy as np
 
 from zslkit.data.readers.class_lists import read_tencent_categories
@@ -38,19 +39,17 @@ class Hierarchy:
         self._refuse_circles()
 
     def _refuse_circles(self) -> None:
-        waiting = {id: len(parents) for id, parents in self.parents.items()}
-        free = [id for id, n in waiting.items() if n == 0]
-        for id in free:  # grows as classes lose the last parent that was not free
-            for child in self.children(id):
-                waiting[child] -= 1
-                if waiting[child] == 0:
-                    free.append(child)
-        if bound := {id for id, n in waiting.items() if n}:
-            path = [min(bound)]
-            while path[-1] not in path[:-1]:
-                path.append(next(parent for parent in self.parents[path[-1]] if parent in bound))
-            circle = path[path.index(path[-1]) :]
-            raise ValueError(f"the hierarchy has a circle: {' → '.join(circle)}")
+        if not nx.is_directed_acyclic_graph(self.graph):
+            circle = [child for child, _ in nx.find_cycle(self.graph)]
+            raise ValueError(f"the hierarchy has a circle: {' → '.join([*circle, circle[0]])}")
+
+    @cached_property
+    def graph(self) -> nx.DiGraph:
+        """Edges from each class to those directly above it; frozen."""
+        graph = nx.DiGraph()
+        graph.add_nodes_from(self.parents)
+        graph.add_edges_from((id, one) for id, above in self.parents.items() for one in above)
+        return nx.freeze(graph)
 
     def __contains__(self, id: object) -> bool:
         return id in self.parents
@@ -61,17 +60,9 @@ class Hierarchy:
     def __reduce__(self):
         return Hierarchy, (dict(self.parents),)
 
-    @cached_property
-    def _children(self) -> dict[str, list[str]]:
-        below: dict[str, list[str]] = {id: [] for id in self.parents}
-        for id, parents in self.parents.items():
-            for parent in parents:
-                below[parent].append(id)
-        return below
-
     def children(self, id: str) -> tuple[str, ...]:
         """Classes directly below one."""
-        return tuple(self._children[id])
+        return tuple(self.graph.predecessors(id))
 
     def heights(self, id: str) -> Mapping[str, int]:
         """Edges from a class up to itself (0) and to each of its ancestors, the shortest way.
@@ -84,13 +75,7 @@ class Hierarchy:
         if id not in self.parents:
             raise ValueError(f"class {id!r} is not in the hierarchy of {len(self)} classes")
         if id not in self._heights:
-            heights, level, height = {id: 0}, [id], 0
-            while level:
-                height += 1
-                wider = dict.fromkeys(parent for one in level for parent in self.parents[one])
-                level = [parent for parent in wider if parent not in heights]
-                heights.update(dict.fromkeys(level, height))
-            self._heights[id] = heights
+            self._heights[id] = dict(nx.single_source_shortest_path_length(self.graph, id))
         return self._heights[id]
 
     def ancestors(self, id: str) -> frozenset[str]:
@@ -108,7 +93,11 @@ class Hierarchy:
 
 
 class Distances:
-    """Distances from any class to C classes at once: :meth:`Hierarchy.distance`, by arrays."""
+    """Distances from any class to C classes at once: :meth:`Hierarchy.distance`, by arrays.
+
+    networkx measures the ways up; their sums stay on arrays, because a class meets tens of
+    thousands of others through each of its ancestors.
+    """
 
     def __init__(self, hierarchy: Hierarchy, class_ids: Sequence[str]):
         self.hierarchy, self.n_classes = hierarchy, len(class_ids)
@@ -224,6 +213,30 @@ def error_distances(
         hierarchy.distance(a, b) if any_wrong else math.nan
         for a, b, any_wrong in zip(true.tolist(), first.tolist(), wrong.any(axis=1), strict=True)
     ])  # fmt: skip
+
+
+def read_hierarchy(path: str | Path) -> Hierarchy:
+    """Read a hierarchy from any of the files below, told apart by how they begin.
+
+    WordNet's ``data.noun``, ImageNet's ``wordnet.is_a.txt``, Open Images'
+    ``bbox_labels_600_hierarchy.json`` and Tencent ML-Images'
+    ``dictionary_and_semantic_hierarchy.txt``.
+
+    Raises
+    ------
+    ValueError
+        As the reader of that file does.
+    """
+    with open(path, encoding="utf-8") as file:
+        head = file.readline()
+    if head.startswith("{"):
+        return read_open_images_hierarchy(path)
+    if head.startswith("category_index"):
+        return read_tencent_hierarchy(path)
+    # a licence, or a synset's offset, file number, type and count of words
+    if head.startswith("  ") or len(head.split()) > 2:
+        return read_wordnet(path)
+    return read_is_a(path)
 
 
 def read_wordnet(path: str | Path) -> Hierarchy:

@@ -78,15 +78,6 @@ def audit_label_space(
     return found
 
 
-def shared_classes(a: LabelSpace, b: LabelSpace) -> dict[str, int]:
-    """Count ids, whole lists of names, and first names that two label spaces have in common."""
-    return {
-        "ids": len({*a.ids} & {*b.ids}),
-        "lists of names": len({*a.names} & {*b.names}),
-        "first names": len({*a.class_names} & {*b.class_names}),
-    }
-
-
 def seen_in(space: LabelSpace, captions: Iterable[Sequence[str]]) -> np.ndarray:
     """Count, for each class, the captions in which its first name occurs, int64 (C,)."""
     counts = count_mentions(captions, list(dict.fromkeys(space.class_names)))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from typer.core import TyperCommand
 
 Text, Texts, Folder = Optional[str], Optional[list[str]], Optional[Path]  # noqa: UP045
 Model = Annotated[
@@ -13,10 +14,10 @@ Model = Annotated[
 ]  # fmt: skip
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands of this module."""
+def add_to(app: typer.Typer, kind: type[TyperCommand]) -> None:
+    """Register the commands of this module, as commands of one kind."""
     for command in (predict, export):
-        app.command()(command)
+        app.command(cls=kind)(command)
 
 
 def predict(
@@ -146,24 +147,22 @@ def _photos(config, given: list[str] | None, n: int) -> list:
     from itertools import islice
 
     from zslkit.data.images import decode_image, to_pil
-    from zslkit.data.pairs import open_pairs
+    from zslkit.data.named import held_out_pairs
     from zslkit.zeroshot.models.files import image_sources
 
     if given:
         found = islice(image_sources(given), n)
         return [to_pil(decode_image(read(), f"{name}: ")) for name, read in found]
-    name, split = config.manifest, config.test_split
     try:
-        pairs = open_pairs(name, split, data_root=config.data_root, max_pairs=n, seed=config.seed)
+        pairs = held_out_pairs(config, max_images=n)
     except (OSError, ValueError) as error:
         raise ValueError(f"--photos: give some to prove the export on ({error})") from error
     return [pair.image for pair in pairs]
 
 
 def _own_classes(config) -> list[str]:
-    from zslkit.data.pairs import open_pairs
+    from zslkit.data.named import labelled_images
 
     if config.zeroshot_manifest is None:
         return []
-    place = config.zeroshot_manifest, config.zeroshot_split
-    return list(dict.fromkeys(open_pairs(*place, data_root=config.data_root).class_names))
+    return list(dict.fromkeys(labelled_images(config, several=True).class_names))

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.config import RunConfig
+from zslkit.data.weights import load_tensors
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.encoders.weights import load_tensors
 from zslkit.zeroshot.models.pretrained import PretrainedModel, load_parts
 from zslkit.zeroshot.models.saving import SAVED, read_bank
 

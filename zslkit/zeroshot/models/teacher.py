@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from zslkit.config import RunConfig
 from zslkit.data.cache import tower_features
-from zslkit.data.pairs import open_pairs
-from zslkit.data.sampling import caption_choice
+from zslkit.data.named import training_pairs
 from zslkit.objective import Embedded
 from zslkit.zeroshot.models.pretrained import PretrainedModel, is_pretrained_name, load_parts
 from zslkit.zeroshot.models.restoring import from_pretrained
@@ -40,17 +39,17 @@ class FixedTeacher(nn.Module):
     Raises
     ------
     ValueError
-        If ``pair_trust`` is asked for: it judges with the student's own towers.
+        If it is asked to judge pairs: that takes the student's own towers.
     """
 
     kind = "fixed"
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        if config.pair_trust:
+        if config.pair_trust and config.trust_judge == "teacher":
             raise ValueError(
                 f"pair_trust=True: teacher_run={config.teacher_run!r} cannot judge pairs by the "
-                "student's features; take teacher='ema', or pair_trust=False"
+                "student's features; take teacher='ema', trust_judge='held_out' or pair_trust=False"
             )
         name = config.teacher_run
         public = is_pretrained_name(name)
@@ -73,33 +72,21 @@ class FixedTeacher(nn.Module):
     def embed(self, batch: Any) -> Embedded:
         """Look up the (B, D) embeddings of a batch's images and of the captions it drew."""
         known = self._known or self._look_at_everything()
-        rows, device = batch.rows, batch.images.device
-        choice = caption_choice(known["count"][rows], self.config.seed, batch.epoch, rows)
-        captions = known["caption"][known["first"][rows] + choice]
-        picked = (known["images"][rows], known["texts"][captions])
+        device, texts = batch.images.device, known["text_of"][batch.captions]
+        picked = (known["images"][batch.rows], known["texts"][texts])
         return Embedded(*(side.to(device) for side in picked))
 
     def _look_at_everything(self) -> dict[str, Any]:
         config = self.config
-        pairs = open_pairs(
-            config.manifest,
-            config.train_split,
-            data_root=config.data_root,
-            caption_noise=config.caption_noise,
-            seed=config.seed,
-            max_pairs=config.max_pairs,
-        )
+        pairs = training_pairs(config)
         texts = np.array([text for group in pairs.captions for text in group], object)
-        distinct, caption = np.unique(texts, return_inverse=True)
-        count = np.array([len(group) for group in pairs.captions])
+        distinct, text_of = np.unique(texts, return_inverse=True)
         # its towers are not the student's: whether those are frozen says nothing of these
         still = config.model_copy(update={"image_tower": "frozen", "text_tower": "frozen"})
         features: dict[str, Tensor] = {}
         for side, items in (("image", pairs), ("text", distinct.tolist())):
             found = tower_features(self.model, items, still, f"teacher's {side}s").features
             features[side] = getattr(self.model, f"project_{side}")(found.to(self.ready.device))
-        self._known = {
-            "images": features["image"].cpu(), "texts": features["text"].cpu(),
-            "count": count, "first": np.cumsum(count) - count, "caption": caption,
-        }  # fmt: skip
+        sides = {f"{side}s": found.cpu() for side, found in features.items()}
+        self._known = sides | {"text_of": text_of}
         return self._known

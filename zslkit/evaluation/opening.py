@@ -1,0 +1,58 @@
+"""The first batch of a run once more, for whoever wants to compute its loss in the open."""
+
+from typing import NamedTuple
+
+import torch
+
+from zslkit.checkpoint import build_teacher
+from zslkit.config import RunConfig
+from zslkit.encoders.dual import DualEncoder, build_dual_encoder
+from zslkit.objective import Embedded
+from zslkit.training.batches import TrainingBatch, TrainingData, encode
+from zslkit.training.device import autocast, choose_device, repeatable
+
+
+class FirstBatch(NamedTuple):
+    """What the loss of the first optimizer step was computed from; B pairs, D dimensions."""
+
+    student: Embedded
+    """(B, D) each, in train mode: BatchNorm by the batch, dropout drawn as then."""
+    teacher: Embedded | None
+    """(B, D) each, in eval mode; None where there is no teacher, or none yet."""
+    model: DualEncoder
+    """The student before the step, with its scales."""
+
+
+def first_batch(config: RunConfig) -> FirstBatch:
+    """Build the model, read the first batch and embed both, as :func:`zslkit.train` does.
+
+    On the CPU equal to the trainer's to the last bit. Costs one forward pass and, where a frozen
+    tower has no cache, its features of all pairs. The global random state is left alone.
+
+    References
+    ----------
+    The loss of it: Cheng et al. (2021), arXiv:2104.08945, equation 3.
+    """
+    device = choose_device(config.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), repeatable(device):
+        model = build_dual_encoder(config).to(device)
+        data, teacher = TrainingData(model, config, device), build_teacher(model, config)
+        torch.manual_seed(config.seed)  # dropout
+        _, batch = next(data.stream(0, 1))
+        model.train()
+        with torch.no_grad(), autocast(config, device):
+            guide = teacher.embed(batch) if teacher and teacher.ready else None
+            return FirstBatch(_in_chunks(model, batch, config.accumulation), guide, model)
+
+
+def _in_chunks(model: DualEncoder, batch: TrainingBatch, n: int) -> Embedded:
+    """Embed a batch as accumulation does: each chunk with BatchNorm and dropout of its own."""
+    size = -(-len(batch) // n)
+    chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
+    if len(chunks) == 1:
+        return encode(model, batch)
+    parts = []
+    for chunk, seed in zip(chunks, torch.randint(2**62, (len(chunks),)).tolist(), strict=True):
+        torch.manual_seed(seed)
+        parts.append(encode(model, chunk))
+    return Embedded(*(torch.cat(side) for side in zip(*parts, strict=True)))

@@ -1,0 +1,157 @@
+"""The folder of a run: whose it is, what it was started with, its rows and its facts.
+
+It holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``run.json`` with its readable
+``card.md`` and, while a run writes to it, ``lock.json``.
+"""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zslkit.config import RunConfig
+from zslkit.data.files import write_json, write_text
+from zslkit.data.locks import locked
+from zslkit.report.provenance import peak_memory
+from zslkit.training import dist
+
+# What may differ between a run and its continuation without changing a single weight.
+FREE_TO_CHANGE = {
+    *("output_dir", "resume", "checkpoint_every", "keep_checkpoints", "cache_dir", "workers"),
+    *("data_root", "zeroshot_data_root", "max_unreadable", "tensorboard", "test_split"),
+    *("zeroshot_manifest", "zeroshot_split"),
+    "prompt_templates",
+}
+_RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
+
+
+@dataclass
+class RunFacts:
+    """What there is to say of a run besides its curves; ``record`` in ``run.json``."""
+
+    steps_per_epoch: int = 0
+    total_steps: int = 0
+    """Where the run ends, by its configuration."""
+    steps: int = 0
+    """Taken so far."""
+    interrupted: bool = True
+    """Whether ``total_steps`` were not reached."""
+    train_seconds: float = 0.0
+    seconds_per_step: float = 0.0
+    images_per_second: float = 0.0
+    peak_memory_mib: dict[str, int] = field(default_factory=dict)
+    """By place: resident, and the device's name."""
+    pairs: int = 0
+    """Pairs trained on."""
+    swapped_captions: int = 0
+    unreadable_images: list[str] = field(default_factory=list)
+    """Their keys."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of pairs that could not be used, by the reason."""
+    source: list[str] = field(default_factory=list)
+    """How the training pairs were understood, in two lines."""
+    advice: list[str] = field(default_factory=list)
+    """What the coach said last."""
+
+    def measure(self, steps: int, seconds: float, batch_size: int) -> None:
+        """Say how far the run has come and what that took."""
+        self.steps, self.interrupted = steps, steps < self.total_steps
+        self.train_seconds = round(seconds, 2)
+        self.seconds_per_step = round(seconds / max(1, steps), 4)
+        self.images_per_second = round(steps * batch_size / max(seconds, 1e-9), 1)
+        self.peak_memory_mib = peak_memory()
+
+
+@contextlib.contextmanager
+def run_folder(config: RunConfig) -> Iterator[Path]:
+    """Prepare the folder of a run and hold its lock for the time of a block.
+
+    Without ``resume``, an earlier run in the folder is moved aside, never overwritten.
+
+    Raises
+    ------
+    BlockingIOError
+        If another run writes to the folder; the message says who.
+    OSError
+        If the folder cannot be written.
+    ValueError
+        If ``resume`` is asked for with a configuration that would train differently.
+    """
+    run_dir = Path(config.output_dir)
+    problem = None
+    with contextlib.ExitStack() as stack:
+        if dist.rank() == 0:  # a second process would move aside what the first has just begun
+            try:
+                _prepare(run_dir, config, stack)
+            except (OSError, ValueError) as error:
+                problem = error
+        if dist.any_process(problem is not None):
+            raise problem or OSError(f"output_dir={str(run_dir)!r}: see the error of process 0")
+        yield run_dir
+
+
+def _prepare(run_dir: Path, config: RunConfig, stack: contextlib.ExitStack) -> None:
+    """Make the folder ready; what it holds afterwards is this run's own."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(run_dir / "lock.json"))
+        if config.resume and (run_dir / "config.json").is_file():
+            if changed := changes_since(run_dir, config):
+                raise ValueError(
+                    f"resume=True: the run in {str(run_dir)!r} was started with another "
+                    f"configuration: {', '.join(changed)}; restore these, or choose another "
+                    "output_dir"
+                )
+        elif earlier := [name for name in _RUN_FILES if (run_dir / name).exists()]:
+            asides = (run_dir / f"earlier-{number}" for number in itertools.count(1))
+            aside = next(folder for folder in asides if not folder.exists())
+            aside.mkdir()
+            for name in earlier:
+                (run_dir / name).rename(aside / name)
+        write_json(run_dir / "config.json", config.model_dump(mode="json"))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"output_dir={config.output_dir!r}: cannot be written ({error.strerror}); "
+            "give a folder that you may write to"
+        ) from error
+
+
+def changes_since(run_dir: Path, config: RunConfig) -> list[str]:
+    """Name the settings that would make the run in ``run_dir`` train differently, if resumed.
+
+    A setting that an older version did not know counts as its default.
+    """
+    earlier = json.loads((run_dir / "config.json").read_text())
+    earlier = RunConfig().model_dump(mode="json") | earlier
+    now = config.model_dump(mode="json")
+    return [
+        f"{name}={now[name]!r} (was {earlier[name]!r})"
+        for name in now
+        if name not in FREE_TO_CHANGE and earlier[name] != now[name]
+    ]
+
+
+def read_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
+    """Read the rows of ``metrics.jsonl`` up to a step; a torn last line is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # cut short by a kill
+            continue
+        if row["step"] <= last_step:
+            rows.append(row)
+    return rows
+
+
+def rewind_history(run_dir: Path, last_step: int) -> list[dict[str, float]]:
+    """Cut ``metrics.jsonl`` after a step: later rows are trained again, and would stand twice."""
+    rows = read_history(run_dir, last_step)
+    if dist.rank() == 0:
+        write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
