@@ -137,7 +137,8 @@ def test_a_student_learns_from_a_fixed_teacher_alone(taught, tmp_path):
     assert not list((tmp_path / "run").rglob("teacher.safetensors"))
     resumed = zk.train(config.model_copy(update={"resume": True}))
     assert torch.equal(resumed.model.encode_text(["red"]), run.model.encode_text(["red"]))
-    assert zk.evaluation.example_targets(run, open_pairs("toy", "seen"), [0, 1, 2]).shape == (3, 3)
+    rows, targets = zk.evaluation.example_targets(run, open_pairs("toy", "seen"), [0, 1, 2])
+    assert (rows, targets.shape) == ([0, 1, 2], (3, 3))
 
 
 def test_a_fixed_teacher_cannot_judge_pairs(taught):
@@ -146,6 +147,8 @@ def test_a_fixed_teacher_cannot_judge_pairs(taught):
                           "pair_trust": True, "soft_targets": "teacher"})  # fmt: skip
     with pytest.raises(ValueError, match="pair_trust=True: teacher_run=.* cannot judge pairs"):
         build_teacher(build_dual_encoder(config), config)
+    held_out = config.model_copy(update={"trust_judge": "held_out"})  # judges without a teacher
+    assert build_teacher(build_dual_encoder(held_out), held_out).kind == "fixed"
 
 
 def test_a_public_model_scores_pairs(tiny_clips, tiny_settings):

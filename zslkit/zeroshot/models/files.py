@@ -98,7 +98,7 @@ def predict_files(
         For inputs that are not there.
     """
     k, n, unnamed, broken = min(k, len(classifier.bank.class_names)), 0, 0, []
-    bar = tqdm(desc="images", unit="image", delay=2)
+    bar = tqdm(desc="images", unit="image", delay=2, disable=None)
     with _writer(output) as write, ThreadPoolExecutor(workers) as pool, bar:
         for names, images in _batches(image_sources(inputs), pool, batch_size, broken, bar):
             found = classifier.predict(images, k, batch_size) if images else []
