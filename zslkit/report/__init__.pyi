@@ -3,6 +3,7 @@
 from . import cards as cards
 from . import comparison as comparison
 from . import execute as execute
+from . import headline as headline
 from . import index as index
 from . import notebook as notebook
 from . import options as options
@@ -23,6 +24,10 @@ from .comparison import comparison_tables as comparison_tables
 from .comparison import differing as differing
 from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
+from .headline import Headline as Headline
+from .headline import caption_of as caption_of
+from .headline import headline_words as headline_words
+from .headline import read_headline as read_headline
 from .index import describe as describe
 from .index import write_index as write_index
 from .notebook import SECTIONS as SECTIONS
@@ -67,5 +72,6 @@ from .tables import escaped as escaped
 from .tables import estimate_row as estimate_row
 from .tables import filled as filled
 from .tables import flat as flat
+from .tables import notebook_texts as notebook_texts
 from .tables import pair_rows as pair_rows
 from .tables import table_line as table_line

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from zslkit.evaluation.registry import metric_facts, metric_label
@@ -57,3 +58,9 @@ def escaped(text: str) -> str:
 def table_line(cells: Sequence[str]) -> str:
     """Write one row of a Markdown table."""
     return f"| {' | '.join(map(escaped, cells))} |"
+
+
+def notebook_texts(notebook: Path) -> list[str]:
+    """Read the Markdown cells of a notebook's file."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
