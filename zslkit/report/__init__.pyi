@@ -14,6 +14,7 @@ from . import run_folder as run_folder
 from . import runner as runner
 from . import sweep as sweep
 from . import tables as tables
+from . import verdicts as verdicts
 from .cards import card as card
 from .cards import card_markdown as card_markdown
 from .cards import load_results as load_results
@@ -43,7 +44,6 @@ from .provenance import installed as installed
 from .provenance import machine as machine
 from .provenance import peak_memory as peak_memory
 from .provenance import source_checksum as source_checksum
-from .reproduction import TIMINGS as TIMINGS
 from .reproduction import reproduce as reproduce
 from .results import PUBLISHED as PUBLISHED
 from .results import Published as Published
@@ -75,3 +75,6 @@ from .tables import flat as flat
 from .tables import notebook_texts as notebook_texts
 from .tables import pair_rows as pair_rows
 from .tables import table_line as table_line
+from .verdicts import TIMINGS as TIMINGS
+from .verdicts import judge as judge
+from .verdicts import seed_spreads as seed_spreads
