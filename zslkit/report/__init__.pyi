@@ -3,6 +3,7 @@
 from . import cards as cards
 from . import comparison as comparison
 from . import execute as execute
+from . import findings as findings
 from . import headline as headline
 from . import index as index
 from . import notebook as notebook
@@ -25,6 +26,11 @@ from .comparison import comparison_tables as comparison_tables
 from .comparison import differing as differing
 from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
+from .findings import MIN_SEEDS as MIN_SEEDS
+from .findings import calibration_words as calibration_words
+from .findings import compared_words as compared_words
+from .findings import soft_label_words as soft_label_words
+from .findings import verdict as verdict
 from .headline import Headline as Headline
 from .headline import caption_of as caption_of
 from .headline import headline_words as headline_words
