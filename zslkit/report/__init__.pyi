@@ -81,6 +81,7 @@ from .tables import flat as flat
 from .tables import notebook_texts as notebook_texts
 from .tables import pair_rows as pair_rows
 from .tables import table_line as table_line
+from .tables import title_of as title_of
 from .verdicts import TIMINGS as TIMINGS
 from .verdicts import judge as judge
 from .verdicts import seed_spreads as seed_spreads

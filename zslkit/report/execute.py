@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.data.files import project_root, write_text
-from zslkit.report.index import TEMPLATES, title_of
+from zslkit.report.tables import TEMPLATES, title_of
 
 _NOISE = re.compile(
     r"^(step \d+/\d+, epoch|.*\d+%\|)|\bobject at 0x[0-9a-f]+|^(Posix|Windows)Path\(", re.MULTILINE

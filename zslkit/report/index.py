@@ -4,7 +4,6 @@ import base64
 import contextlib
 import io
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,9 +14,7 @@ from zslkit.data.files import write_text
 from zslkit.data.manifests import load_manifest
 from zslkit.report.cards import card, load_results, read_run
 from zslkit.report.headline import caption_of, headline_words
-from zslkit.report.tables import notebook_texts
-
-TEMPLATES = Path(__file__).with_name("templates")
+from zslkit.report.tables import TEMPLATES, title_of
 
 
 def describe(notebook: Path, target: Path, folder: Path, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,14 +51,6 @@ def describe(notebook: Path, target: Path, folder: Path, how: Mapping[str, Any])
             for name, file in shown
         ]  # fmt: skip
     return entry
-
-
-def title_of(notebook: Path) -> tuple[str, str]:
-    """Give a notebook's title and the paragraph below it, without marks."""
-    texts = notebook_texts(notebook)
-    text = next((text for text in texts if text.startswith("# ")), f"# {notebook.stem}")
-    title, _, body = re.sub("[*`]", "", text[2:]).partition("\n")
-    return title, body.strip().split("\n\n")[0]
 
 
 def write_index(entries: Sequence[Mapping[str, Any]], page: Path) -> Path:
