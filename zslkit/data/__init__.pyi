@@ -15,6 +15,7 @@ from . import pairs as pairs
 from . import sampling as sampling
 from . import schema as schema
 from . import sealed as sealed
+from . import showing as showing
 from . import signals as signals
 from . import source as source
 from . import strict as strict
