@@ -62,7 +62,7 @@ class RunFacts:
 def run_facts(
     config: RunConfig, facts: RunFacts, history: list[dict[str, float]]
 ) -> dict[str, object]:
-    """What a run says of itself in a notebook: few facts, in order."""
+    """Give what a run says of itself in a notebook: few facts, in order."""
     found = {"manifest": config.manifest, "image_encoder": config.image_encoder}
     found |= {"text_encoder": config.text_encoder, "soft_targets": config.soft_targets}
     found["steps"] = f"{facts.steps} of {facts.total_steps}"
