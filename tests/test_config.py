@@ -171,3 +171,20 @@ def test_functions_of_one_section_take_it_alone():
     assert targets.diag().tolist() == pytest.approx([0.7, 0.7])
     assert build_teacher(torch.nn.Linear(1, 1), smooth) is None
     assert not autocast(OptimisationSettings(precision="float32"), torch.device("cpu"))._enabled
+
+
+def test_other_pairs_do_not_take_the_presets_labelled_images_for_granted():
+    assert RunConfig.preset("laptop").zeroshot_manifest == "caltech20"
+    assert RunConfig.preset("laptop", manifest="flickr8k").zeroshot_manifest == "caltech20"
+    assert RunConfig.preset("laptop", manifest="my.csv").zeroshot_manifest is None
+    named = {"manifest": "my.csv", "zeroshot_manifest": "cifar10"}
+    assert RunConfig.preset("laptop", **named).zeroshot_manifest == "cifar10"
+
+
+def test_sources_have_options_of_their_own():
+    config = RunConfig(manifest="a.csv", data_root="here", split_shares='{"train": 1.0}')
+    assert config.source["split_shares"] == {"train": 1.0}
+    assert (config.source["data_root"], config.zeroshot_source["data_root"]) == ("here", "here")
+    moved = RunConfig(**{**config.model_dump(), "zeroshot_data_root": "there"})
+    assert moved.zeroshot_source == {"data_root": "there", "max_unreadable": 0.05}
+    assert moved.source == config.source

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -249,6 +250,28 @@ def test_retrieval_is_measured_on_any_pairs(run_dir, tmp_path):
     assert found["image_to_text"]["recall@1"]["n"] == 20
 
 
+def test_a_folder_given_with_one_set_leaves_the_other_where_it_is(run_dir, tmp_path):
+    for number, name in enumerate(("dog", "cat")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32), (99 * number, 9, 9)).save(tmp_path / f"set/{name}/{i}.png")
+    content = {"name": "own", "kind": "image_folder", "title": "Own"}
+    content |= {"splits": {"all": {"folder": "set"}}}
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "own.json").write_text(json.dumps(content))
+    line = ["evaluate", run_dir, "--manifest", tmp_path / "away" / "own.json", "--split", "all"]
+    found = json.loads(run_line(*line, "--data-root", tmp_path))
+    assert found["zeroshot"]["hit@1"]["n"] == 4
+    results = json.loads((run_dir / "results.json").read_text())
+    assert found["retrieval"] == results["metrics"]["retrieval"]
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\ndog/0.png,a dog\ncat/1.png,a cat\n")
+    line = ["evaluate", run_dir, "--pairs", table, "--pairs-split", "all"]
+    found = json.loads(run_line(*line, "--data-root", tmp_path / "set"))
+    assert found["retrieval"]["image_to_text"]["recall@1"]["n"] == 2
+    assert found["zeroshot"] == results["metrics"]["zeroshot"]
+
+
 def test_evaluation_among_other_classes_leaves_a_file(run_dir, tmp_path):
     line = ["evaluate", run_dir, "--label-space", "own", "--label-space", "own+cifar10"]
     found = json.loads(run_line(*line, "--templates", "none", "--output-dir", tmp_path / "out"))
@@ -386,10 +409,11 @@ def test_a_missing_file_is_named_with_how_to_obtain_it(tmp_path):
     }
     (tmp_path / "mine.json").write_text(json.dumps(manifest))
     output = run_line("data", "verify", tmp_path / "mine.json", code=1)
-    assert "pairs.csv: missing" in output
-    assert "1 problems. Ask the neighbour." in output
+    assert "missing  1         pairs.csv (not found under" in output
+    assert "How to obtain it: Ask the neighbour." in output
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "pairs.csv").write_text("image,caption\n")
+    (tmp_path / "elsewhere" / "pairs.csv").write_text("image,caption\na.png,a photo\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "a.png")
     run_line("data", "verify", tmp_path / "mine.json", "--data-root", tmp_path / "elsewhere")
 
 

@@ -88,8 +88,11 @@ def evaluate(
     from zslkit.evaluation.evaluator import evaluate as measure
 
     run = load_run(run_dir)
-    changes = {"zeroshot_manifest": manifest, "zeroshot_split": split, "data_root": data_root}
+    changes = {"zeroshot_manifest": manifest, "zeroshot_split": split}
     changes |= {"manifest": pairs, "test_split": pairs_split}
+    # a folder given with one set is that of this set; given alone, the run's data has moved
+    changes["zeroshot_data_root"] = data_root if manifest or not pairs else None
+    changes["data_root"] = data_root if pairs or not manifest else None
     config = RunConfig.from_parameters(changes, base=run.config)
     if label_space is None:
         if lost := [n for n, v in {"templates": templates, "label-map": label_map,
@@ -151,7 +154,10 @@ def embed(
     from zslkit.evaluation.retrieval import embed_images
 
     run = load_run(run_dir)
-    pairs = open_pairs(manifest, split, data_root=data_root or run.config.data_root)
+    config = run.config
+    options = config.source if manifest == config.manifest else config.zeroshot_source
+    options |= {"data_root": data_root} if data_root else {}
+    pairs = open_pairs(manifest, split, **options)
     images, rows = embed_images(run.model, pairs, run.config)
     with whole(output) as temporary:
         save_file({"embeddings": images.contiguous(), "rows": torch.from_numpy(rows)}, temporary)
@@ -193,19 +199,66 @@ def survey_links(
     _print_tables(tables | ({"Lost": [["reason", "links"], *reasons]} if reasons else {}))
 
 
-@data_app.command("verify", cls=Command)
-def verify_data(name: ManifestName, data_root: DataRoot = None) -> None:
-    """Say exactly which file of a data set is missing, short or changed."""
+ImageField = Annotated[Text, typer.Option(help="Column of images, if it has no usual name.")]
+CaptionField = Annotated[Text, typer.Option(help="Column of captions, the same.")]
+
+
+@data_app.command("describe", cls=Command)
+def describe_data(
+    source: Annotated[str, typer.Argument(help="Manifest, table or folder.")],
+    data_root: DataRoot = None,
+    image_field: ImageField = None,
+    caption_field: CaptionField = None,
+    split_shares: Annotated[Text, typer.Option(help='JSON such as {"train": 0.9, ...}.')] = None,
+    write: Annotated[Folder, typer.Option(help="Write the manifest: FILE.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how a source is understood: columns, splits, images, captions, what is left out."""
+    from zslkit.data.description import describe, write_manifest
     from zslkit.data.manifests import load_manifest
 
-    manifest = load_manifest(name, data_root)
-    problems = manifest.verify()
-    for problem in problems:
-        typer.echo(problem)
+    shares = None if split_shares is None else json.loads(split_shares)
+    fields = {"image_field": image_field, "caption_field": caption_field}
+    manifest = load_manifest(source, data_root, **fields, split_shares=shares)
+    facts = describe(manifest)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(facts["lines"]))
+    if write is not None:
+        typer.echo(write_manifest(manifest, write), err=as_json)
+
+
+@data_app.command("verify", cls=Command)
+def verify_data(
+    name: Annotated[str, typer.Argument(help="Manifest, table or folder.")],
+    data_root: DataRoot = None,
+    image_field: ImageField = None,
+    caption_field: CaptionField = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every file, image and caption of a set; exits 1 if anything is wrong with one."""
+    from zslkit.data.manifests import load_manifest
+    from zslkit.data.verification import look_through, problem_table
+
+    fields = {"image_field": image_field, "caption_field": caption_field}
+    manifest = load_manifest(name, data_root, **fields)
+    problems, n_images = look_through(manifest)
+    table = problem_table(problems)
+    if as_json:
+        facts = {"name": manifest.name, "images": n_images, "problems": [vars(p) for p in problems]}
+        typer.echo(json.dumps(facts | {"counts": dict(row[:2] for row in table)}, indent=2))
+    elif problems:
+        cells = [[kind, str(count), some] for kind, count, some in table]
+        title = f"{manifest.name}: {n_images} images looked at"
+        _print_tables({title: [["problem", "how many", "the first"], *cells]})
+        if manifest.how_to_obtain and any(problem.kind == "missing" for problem in problems):
+            typer.echo(f"How to obtain it: {manifest.how_to_obtain}")
+    else:
+        n_files = len(manifest.as_found().files)
+        typer.echo(f"{manifest.name}: {n_images} images and {n_files} files listed, all sound")
     if problems:
-        typer.echo(f"{len(problems)} problems. {manifest.how_to_obtain}")
         raise typer.Exit(1)
-    typer.echo(f"{manifest.name}: {len(manifest.files)} files listed, all sound")
 
 
 @report_app.callback()

@@ -26,6 +26,8 @@ class _Section(Strict):
             return None
         if isinstance(value, str) and value.startswith("[") and "tuple" in annotation:
             return as_list(value)
+        if isinstance(value, str) and value.startswith("{") and "dict" in annotation:
+            return json.loads(value)
         return value
 
 
@@ -33,9 +35,15 @@ class DataSettings(_Section):
     """Which pairs and labelled images a run reads."""
 
     manifest: str = "toy"
-    """Pairs to train on: a name in data_manifests or the path of a manifest file."""
+    """Pairs to train on: a name in data_manifests, a manifest file, or any table or folder."""
     data_root: str | None = None
     """Folder that the manifest's paths start from; None: the manifest's own folder."""
+    image_field: str | None = None
+    """Column of images in manifest; None: that with a usual name."""
+    caption_field: str | None = None
+    """Column of captions in manifest; None: that with a usual name."""
+    split_shares: dict[str, float] | None = None
+    """Shares of the splits drawn where manifest names none; None: train 0.8, dev 0.1, test 0.1."""
     train_split: str = "train"
     """Split of the manifest to train on."""
     test_split: str = "test"
@@ -44,20 +52,44 @@ class DataSettings(_Section):
     """Labelled images for zero-shot evaluation; None: no zero-shot figure."""
     zeroshot_split: str = "test"
     """Split of zeroshot_manifest to evaluate on."""
+    zeroshot_data_root: str | None = None
+    """Folder that the paths of zeroshot_manifest start from; None: data_root."""
     prompt_templates: str | tuple[str, ...] = "simple"
     """A named set of templates (none, simple, ensemble, clip80) or a list of texts with {}."""
     caption_noise: float = Field(0.0, ge=0.0, le=1.0)
     """Share of training images whose captions are swapped among themselves, seeded."""
     max_pairs: int | None = Field(None, ge=1)
     """Train on this many pairs, drawn with the seed; None: all."""
-    max_unreadable: float = Field(0.01, ge=0.0, le=1.0)
-    """Share of unreadable images above which a run stops."""
+    max_unreadable: float = Field(0.05, ge=0.0, le=1.0)
+    """Share of missing, unreadable and caption-less images above which a run stops."""
+
+    @field_validator("manifest", "zeroshot_manifest", mode="before")
+    @classmethod
+    def _name_of_source(cls, value: Any) -> Any:
+        """Name a DataFrame or Dataset, so that the settings stay plain text."""
+        if value is None or isinstance(value, str | Path):
+            return value if value is None else str(value)
+        from zslkit.data.readers.objects import name_object
+
+        return name_object(value)
 
     @field_validator("prompt_templates")
     @classmethod
     def _known_templates(cls, value: Any) -> Any:
         find_templates(value)
         return value
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Options under which ``open_pairs`` reads ``manifest``."""
+        names = ("data_root", "image_field", "caption_field", "split_shares", "max_unreadable")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def zeroshot_source(self) -> dict[str, Any]:
+        """Options under which ``open_pairs`` reads ``zeroshot_manifest``."""
+        root = self.data_root if self.zeroshot_data_root is None else self.zeroshot_data_root
+        return {"data_root": root, "max_unreadable": self.max_unreadable}
 
 
 class ModelSettings(_Section):
@@ -66,7 +98,7 @@ class ModelSettings(_Section):
     image_encoder: str = "timm:test_byobnet"
     """torchvision:NAME or timm:NAME."""
     image_weights: str = "none"
-    """pretrained (downloads), none (from scratch), or a safetensors file."""
+    """pretrained (downloads, or from a package), none (from scratch), or a safetensors file."""
     image_tower: str = "train"
     """train, frozen (BatchNorm statistics too) or last_blocks=N."""
     image_size: int = Field(48, ge=16)
@@ -237,6 +269,9 @@ class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSetti
     def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":
         """Build a named set of values, changed where asked.
 
+        With other pairs than the preset's own, its labelled images are not taken for granted:
+        ``zeroshot_manifest`` is then None, unless it is given.
+
         Raises
         ------
         ValueError
@@ -244,7 +279,12 @@ class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSetti
         """
         if name not in PRESETS:
             raise ValueError(f"preset={name!r}: no such preset; {nearest(name, PRESETS)}")
-        return cls(**{**PRESETS[name], **changes})
+        values = dict(PRESETS[name])
+        own = values.get("manifest", cls.model_fields["manifest"].default)
+        given = changes.get("manifest", own)
+        if not isinstance(given, str) or given != own:
+            values["zeroshot_manifest"] = None  # that of the preset goes with its own pairs
+        return cls(**{**values, **changes})
 
     @classmethod
     def from_parameters(

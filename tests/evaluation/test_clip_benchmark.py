@@ -90,7 +90,9 @@ def laptop(shared_data, tmp_path_factory):
     config = RunConfig.preset(
         "laptop",
         data_root=str(shared_data),
+        image_encoder="torchvision:mobilenet_v2",
         image_weights=str(weights),
+        image_size=224,
         text_encoder=f"hf:{text.__path__[0]}/model",
         max_pairs=256,
         batch_size=64,

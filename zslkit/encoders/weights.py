@@ -1,6 +1,7 @@
 """Weights from files, and their fingerprint."""
 
 import hashlib
+import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
@@ -51,3 +52,24 @@ def load_tensors(
             f"the first: {problems[0]}"
         )
     module.load_state_dict(stored, strict=False)
+
+
+def packaged_file(package: str, pattern: str) -> Path | None:
+    """Find a file that an installed Python package carries, without importing the package."""
+    found = importlib.util.find_spec(package) if package else None
+    folders = found.submodule_search_locations if found else ()
+    return next((file for folder in folders for file in Path(folder).glob(pattern)), None)
+
+
+def load_in_order(module: nn.Module, path: Path, owner: str) -> None:
+    """Load a checkpoint of the same network under other names: tensor by tensor, in order.
+
+    Raises
+    ------
+    ValueError
+        If the number of tensors, or the shape of one, differs.
+    """
+    stored, own = torch.load(path, map_location="cpu", weights_only=True), module.state_dict()
+    if [value.shape for value in stored.values()] != [value.shape for value in own.values()]:
+        raise ValueError(f"{path.name} does not fit {owner}: number or shapes of tensors differ")
+    module.load_state_dict(dict(zip(own, stored.values(), strict=True)))

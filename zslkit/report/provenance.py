@@ -20,6 +20,9 @@ from zslkit.report.numerics import hold_numerics
 PACKAGES = {"numpy", "pandas", "safetensors", "timm", "torch", "torchvision", "transformers"}
 
 
+_SOURCE = ("data_root", "image_field", "caption_field", "split_shares")  # how a source is read
+
+
 def provenance(config: Any) -> dict[str, Any]:
     """Say what a run of ``config`` (a RunConfig, a mapping or None) is made of, here and now.
 
@@ -36,7 +39,7 @@ def provenance(config: Any) -> dict[str, Any]:
         "config": portable(settings),
         "seed": settings.get("seed"),
         "manifest_checksum": manifest
-        and load_manifest(manifest, settings.get("data_root")).checksum,
+        and load_manifest(manifest, **{key: settings.get(key) for key in _SOURCE}).checksum,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "code": {
             **{"version": __version__, "sha256": SOURCES, **git_state(project_root())},

@@ -21,7 +21,7 @@ from zslkit.training import dist
 FREE_TO_CHANGE = {
     *("output_dir", "resume", "checkpoint_every", "keep_checkpoints", "cache_dir", "data_root"),
     *("workers", "tensorboard", "zeroshot_manifest", "zeroshot_split", "test_split"),
-    "prompt_templates",
+    *("zeroshot_data_root", "max_unreadable", "prompt_templates"),
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
 
@@ -47,6 +47,10 @@ class RunFacts:
     swapped_captions: int = 0
     unreadable_images: list[str] = field(default_factory=list)
     """Their keys."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of pairs that were not trained on, by what is wrong with them."""
+    source: list[str] = field(default_factory=list)
+    """How the pairs were understood, in two lines."""
     advice: list[str] = field(default_factory=list)
     """What the coach said last."""
 

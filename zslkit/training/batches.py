@@ -84,6 +84,11 @@ class TrainingData:
         return len(self.usable)
 
     @property
+    def n_listed(self) -> int:
+        """Pairs that the source lists, with those that were left out on opening."""
+        return len(self.pairs) + len(self.pairs.skipped)
+
+    @property
     def local_size(self) -> int:
         """Pairs of one batch in this process."""
         return self.config.batch_size // dist.world_size()

@@ -3,9 +3,12 @@
 import json
 import re
 import tarfile
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from zslkit.data.files import find_files
+from zslkit.data.readers.finding import CAPTION_COLUMNS, Found, Hints, find_column, named_splits
 from zslkit.data.schema import ManifestFields, Split
 from zslkit.data.source import IMAGE_SUFFIXES, Source
 
@@ -17,6 +20,41 @@ def read_shards(manifest: ManifestFields, split: Split, root: Path) -> Source:
     paths = [path for pattern in split.shards for path in find_files(root, pattern)]
     scans = (_scan(path, number, manifest.caption_field) for number, path in enumerate(paths))
     return Source([row for rows in scans for row in rows], paths)
+
+
+def recognise_shards(path: Any, hints: Hints) -> Found | None:
+    """Take a tar, or a folder of tars; captions are in .txt members, or a usual field of .json."""
+    if not isinstance(path, Path):
+        return None
+    files = [path] if path.suffix == ".tar" and path.is_file() else []
+    files = sorted([*path.glob("*.tar"), *path.glob("*/*.tar")]) if path.is_dir() else files
+    if not files:
+        return None
+    field = hints.caption_field or _caption_field(files[0])
+    root = path if path.is_dir() else path.parent
+    names = [file.relative_to(root).as_posix() for file in files]
+    groups = named_splits(names) if path.is_dir() else {}
+    splits = {split: {"shards": part} for split, part in groups.items()}
+    words = f"{len(files)} tar shards, captions from " + (f".json {field!r}" if field else ".txt")
+    return Found("shards", words, root, {"shards": names}, splits, {"caption_field": field})
+
+
+def _caption_field(path: Path) -> str | None:
+    """Look into the first members of a tar for captions: None means .txt."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in islice(tar, 64):
+                suffix = member.name.rpartition(".")[2].lower()
+                if suffix == "txt":
+                    return None
+                if suffix == "json":
+                    fields = json.loads(tar.extractfile(member).read())
+                    field = find_column(list(fields), None, CAPTION_COLUMNS)
+                    if field is not None:
+                        return field
+    except tarfile.TarError:
+        pass  # the reader says what is wrong with the file
+    return None
 
 
 def _scan(path: Path, number: int, caption_field: str | None) -> list[list]:

@@ -15,6 +15,8 @@ from zslkit.data.source import Source
 class Torchvision(Labelled):
     """A data set of torchvision, which reads its images as it does."""
 
+    has_files = False
+
     def __init__(self, data, targets: np.ndarray, names: Sequence[str]):
         super().__init__([f"{i:07}" for i in range(len(targets))], names, names, targets)
         self.data = data
