@@ -7,9 +7,10 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:  # a manifest is read without it
+    from PIL import Image
 
 LONGEST = 120  # characters of a value in a table
 SHOWN = 8  # pairs in the grid of a notebook, names in a line
@@ -48,7 +49,7 @@ def table(title: str, facts: Mapping[str, Any]) -> str:
     return f"<table><caption><b>{html.escape(title)}</b></caption>{rows}</table>"
 
 
-def figure(image: Image.Image | None, caption: str) -> str:
+def figure(image: "Image.Image | None", caption: str) -> str:
     """Write an image, small and inline, above its escaped caption; None was unreadable."""
     seen = "<i>unreadable</i>"
     if image is not None:
