@@ -52,6 +52,7 @@ SMALLER = {
     "--preset laptop --manifest": "--batch-size 8 {options} --zeroshot-manifest none --manifest",
     "--batch-size 64": "--batch-size 8",
     "--preset toy --epochs 3": "{options}",
+    "train --epochs 32": "train {options}",
     "--preset toy --batch-size 128": "{options} --batch-size 8",
     '-p seeds "[0, 1, 2]" -p caption_noises "[0.0, 0.5]"':
         "-p seeds '[0, 1]' -p caption_noises '[0.0]' -p objectives '[\"InfoNCE\", \"transport\"]' "
