@@ -58,7 +58,7 @@ SMALLER = {
         "-p seeds '[0, 1]' -p caption_noises '[0.0]' -p objectives '[\"InfoNCE\", \"transport\"]' "
         "-p jobs 1 -p max_steps 1 -p batch_size 8 -p manifest {tiny} -p zeroshot_manifest {tiny}",
     "--manifest imagenet1k --split val --data-root DATA": "--manifest {tiny} --split test",
-    "imagenet21k+1k": "imagenet1k",
+    "imagenet21k+1k": "own+imagenet1k",
     "clip80": "ensemble",
     "RUN_DIR": "{run_a}",
     "RUN_A RUN_B": "{run_a} {run_b}",
@@ -151,7 +151,7 @@ def run_command(command, words):
     line = shlex.split(smaller(command, words))
     if line[:3] == ["python", "-m", "zslkit"]:
         done = CliRunner().invoke(app, line[3:])
-        code, output = done.exit_code, done.output
+        code, output = done.exit_code, f"{done.output}\n{done.exception}"
     else:
         assert line[0] == "papermill", f"neither run nor in NOT_RUN: {command}"
         environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
