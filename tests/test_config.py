@@ -72,6 +72,8 @@ def test_understands_what_papermill_and_shells_pass(text, meaning):
         ({"logit_scale": 50, "max_logit_scale": 20}, "logit_scale=50.0 is above max_logit_scale"),
         ({"soft_targets": "teachers"}, "soft_targets='teachers': no kind .* did you mean teacher"),
         ({"contrastive_loss": "sigmoidal"}, "='sigmoidal': no contrastive .* did you mean sigmoid"),
+        ({"caption_noise_kind": "all"}, "caption_noise_kind='all': Input should be 'image', 'cap"),
+        ({"fit": "pls"}, "fit='pls': Input should be 'gradient', 'ridge' or 'cca'"),
         ({"caption_noise": 1.5}, "caption_noise=1.5: .*less than or equal to 1"),
     ],
 )

@@ -5,6 +5,7 @@ from . import config as config
 from . import data as data
 from . import encoders as encoders
 from . import evaluation as evaluation
+from . import kernels as kernels
 from . import losses as losses
 from . import objective as objective
 from . import plots as plots
@@ -32,7 +33,9 @@ from .data.pairs import Pairs as Pairs
 from .data.pairs import open_pairs as open_pairs
 from .encoders.dual import DualEncoder as DualEncoder
 from .encoders.dual import build_dual_encoder as build_dual_encoder
+from .evaluation.certificate import certify_gradients as certify_gradients
 from .evaluation.evaluator import evaluate as evaluate
+from .evaluation.fitting import fit_closed_form as fit_closed_form
 from .evaluation.metrics import flat_hit_at_k as flat_hit_at_k
 from .evaluation.metrics import retrieval_recall as retrieval_recall
 from .evaluation.questions import evaluate_stream as evaluate_stream

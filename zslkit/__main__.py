@@ -1,4 +1,4 @@
-"""Command line: ``python -m zslkit train|evaluate|predict|embed|data|report``."""
+"""Command line: ``python -m zslkit train|certify|evaluate|predict|embed|data|report``."""
 
 import contextlib
 import json
@@ -61,6 +61,17 @@ def train(config: RunConfig) -> None:
     if dist.rank() > 0:  # one report is enough
         return
     typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))
+
+
+@app.command(cls=Command)
+@takes_config
+def certify(config: RunConfig) -> None:
+    """Prove that chunks and processes give the gradients of the whole batch; 1 if not."""
+    from zslkit.evaluation.certificate import certify_gradients
+
+    certificate = certify_gradients(config, processes=2)
+    typer.echo(certificate)
+    raise typer.Exit(0 if certificate.holds else 1)
 
 
 @app.command(cls=Command)

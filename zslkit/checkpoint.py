@@ -23,8 +23,8 @@ from zslkit.config import ObjectiveSettings, RunConfig
 from zslkit.data.files import write_json
 from zslkit.data.sealed import damage, flush, seal
 from zslkit.data.showing import Shown
+from zslkit.data.weights import fingerprint, load_tensors
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.encoders.weights import fingerprint, load_tensors
 from zslkit.report.cards import read_run
 from zslkit.report.run_folder import RunFacts, read_history, run_facts
 from zslkit.teacher import Teacher
@@ -41,7 +41,7 @@ class LoopState:
     seconds: float = 0.0
     """Spent on these steps, in all sessions of the run."""
     trust: Tensor | None = None
-    """(N,) probability that each training pair is right; None before it is judged."""
+    """(M,) probability that each training caption is right; None before it is judged."""
     random: dict[str, Tensor] = field(default_factory=dict)
     """States of torch's random generators by device, as of the last checkpoint."""
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from zslkit.data.kinds import KINDS, SOFT_TARGETS
+from zslkit.data.noise import CaptionNoise
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
 
@@ -46,6 +47,8 @@ class DataSettings(_Section):
     """Shares of the splits drawn where manifest names none; None: train 0.8, dev 0.1, test 0.1."""
     train_split: str = "train"
     """Split of the manifest to train on."""
+    dev_split: str = "dev"
+    """Split that chooses settings; a fifth of the training images where the manifest has none."""
     test_split: str = "test"
     """Split of the manifest for image-text retrieval after training."""
     zeroshot_manifest: str | None = "toy"
@@ -58,6 +61,10 @@ class DataSettings(_Section):
     """A named set of templates (none, simple, ensemble, clip80) or a list of texts with {}."""
     caption_noise: float = Field(0.0, ge=0.0, le=1.0)
     """Share of training images whose captions are swapped among themselves, seeded."""
+    caption_noise_kind: CaptionNoise = "image"
+    """image (all captions of an image), or single ones: caption, similar, words, boilerplate."""
+    caption_noise_file: str | None = None
+    """Published noise: .npy or text, which caption (from 0) stands in each place."""
     max_pairs: int | None = Field(None, ge=1)
     """Train on this many pairs, drawn with the seed; None: all."""
     max_unreadable: float = Field(0.05, ge=0.0, le=1.0)
@@ -130,6 +137,10 @@ class ModelSettings(_Section):
 class ObjectiveSettings(_Section):
     """The loss, its soft targets and the teacher that gives them."""
 
+    fit: Literal["gradient", "ridge", "cca"] = "gradient"
+    """gradient trains; ridge and cca fit linear projections of frozen towers in closed form."""
+    init: Literal["random", "ridge", "cca"] = "random"
+    """Projections that a training starts from: random, or such a closed form."""
     contrastive_loss: str = "softmax"
     """softmax (InfoNCE), sigmoid (SigLIP), which learns a bias besides the scale, or your own."""
     soft_targets: str = "teacher"
@@ -163,9 +174,11 @@ class ObjectiveSettings(_Section):
     trusted_end: float = Field(0.0, ge=0.0, le=1.0)
     """The same at the last step; linear in between."""
     pair_trust: bool = False
-    """Weigh each pair by the probability that its caption is right, from the teacher's losses."""
+    """Weigh each pair by the probability that its caption is right, as trust_judge finds it."""
+    trust_judge: Literal["teacher", "held_out"] = "teacher"
+    """teacher (its losses, again each epoch) or held_out (closed forms that never saw the pair)."""
     pair_trust_epoch: int = Field(3, ge=1)
-    """First epoch (from 0) with these weights; a younger teacher cannot tell."""
+    """First epoch (from 0) with the teacher's weights; a younger one cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
     """Initial scale of similarities (1 / temperature), contrastive and distillation."""
     logit_bias: float | None = None
@@ -193,7 +206,13 @@ class ObjectiveSettings(_Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether soft targets or pair weights come from a teacher."""
-        return self.pair_trust or SOFT_TARGETS[self.soft_targets].needs_teacher
+        judges = self.pair_trust and self.trust_judge == "teacher"
+        return judges or SOFT_TARGETS[self.soft_targets].needs_teacher
+
+    @property
+    def start(self) -> str:
+        """What the projections start from: random, ridge or cca."""
+        return self.init if self.fit == "gradient" else self.fit
 
 
 class OptimisationSettings(_Section):
@@ -265,6 +284,16 @@ class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSetti
     configuration is one.
     """
 
+    @model_validator(mode="after")
+    def _projection_fits_start(self) -> "RunConfig":
+        if self.start != "random" and self.projection != "linear":
+            field = "init" if self.fit == "gradient" else "fit"
+            raise ValueError(
+                f"{field}={self.start!r} fits linear maps; with projection={self.projection!r} "
+                "take init='random' and fit='gradient'"
+            )
+        return self
+
     @classmethod
     def preset(cls, name: str = "toy", **changes: Any) -> "RunConfig":
         """Build a named set of values, changed where asked.
@@ -321,7 +350,7 @@ class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSetti
 
 
 def _read_presets() -> dict[str, dict[str, Any]]:
-    presets = json.loads(Path(__file__).with_name("presets.json").read_text("utf-8"))
+    presets = json.loads((Path(__file__).parent / "data" / "presets.json").read_text("utf-8"))
     return {
         name: {**presets[preset.get("based_on", name)]["values"], **preset["values"]}
         for name, preset in presets.items()

@@ -24,6 +24,7 @@ from zslkit.config import RunConfig
 from zslkit.data.sampling import check_broken
 from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
+from zslkit.evaluation.fitting import fit_projections
 from zslkit.report.cards import write_card
 from zslkit.report.provenance import provenance
 from zslkit.report.run_folder import RunFacts, rewind_history, run_folder
@@ -75,16 +76,20 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     dist.start(device)
     model = build_dual_encoder(config).to(device)
     data = TrainingData(model, config, device)
-    teacher = build_teacher(model, config)
-    optimizer, parameters = build_optimizer(model, config), trainable(model)
+    config = data.config  # its batch is no larger than the data
     total_steps = min(config.epochs * data.per_epoch, config.max_steps or math.inf)
+    total_steps *= config.fit == "gradient"
     facts = RunFacts(data.per_epoch, total_steps, pairs=len(data))
     facts.swapped_captions = int(data.pairs.swapped.sum())
-    torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
 
     with run_folder(config) as run_dir, repeatable(device), interruptible() as stop:
-        state = LoopState(broken=sorted(data.broken))
-        if checkpoint := latest_checkpoint(run_dir):
+        state, checkpoint = LoopState(broken=sorted(data.broken)), latest_checkpoint(run_dir)
+        if config.start != "random" and not checkpoint:
+            state.trust = fit_projections(model, data, config).trust
+        teacher = build_teacher(model, config)
+        optimizer, parameters = build_optimizer(model, config), trainable(model)
+        torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
+        if checkpoint:
             state = restore_checkpoint(checkpoint, model, teacher, optimizer)
         run = Run(model, config, rewind_history(run_dir, state.step), run_dir, teacher, facts)
         began = time.perf_counter() - state.seconds
@@ -100,19 +105,21 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     run.stopped_by = stop.signum or signal.SIGINT
                     break
                 state.broken = sorted({*state.broken, *batch.broken})
-                lost = [*data.pairs.skipped, *state.broken]
-                check_broken(lost, data.n_listed, config.max_unreadable)
+                left_out = [*data.pairs.skipped, *state.broken]
+                check_broken(left_out, data.n_listed, config.max_unreadable)
                 ended, within = divmod(state.step, data.per_epoch)  # epochs, batches of this one
                 if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
                     teacher.end_generation(model)
-                if config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
+                if config.pair_trust and config.trust_judge == "held_out":
+                    state.trust = data.estimate_trust(model) if state.trust is None else state.trust
+                elif config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
                     state.trust = data.estimate_trust(teacher.model)
 
                 if not model.training:  # a callback may have measured it
                     model.train()
                 rate = set_learning_rate(optimizer, state.step, total_steps, config)
                 optimizer.zero_grad(set_to_none=True)
-                trust = None if state.trust is None else state.trust[batch.rows].to(device)
+                trust = None if state.trust is None else state.trust[batch.captions].to(device)
                 progress = state.step / total_steps
                 loss, terms = backward(model, teacher, batch, config, progress, trust)
                 dist.average_gradients(parameters)
@@ -149,9 +156,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
             save()
         model.eval()
         facts.measure(state.step, state.seconds, config.batch_size)
-        facts.unreadable_images = state.broken
-        also = {"unreadable": state.broken} if state.broken else {}
-        facts.left_out, facts.source = data.pairs.left_out | also, list(data.pairs.understood)
+        facts.unreadable_images, facts.source = state.broken, list(data.pairs.understood)
+        facts.left_out = data.pairs.left_out | ({"unreadable": b} if (b := state.broken) else {})
         if dist.rank() == 0:
             write_card(run_dir, provenance(config) | {"record": asdict(facts)})
     return run

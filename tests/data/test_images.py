@@ -154,6 +154,36 @@ def test_a_decompression_bomb_is_refused_from_its_header():
         decode_image(bomb)
 
 
+@pytest.mark.parametrize(
+    ("size", "sound"), [((100, 1), True), ((101, 1), False), ((1, 50_000), False)]
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_strips_that_resizing_would_blow_up_are_broken_images(size, sound, kind):
+    data = encoded(Image.new("RGB", size), kind)
+    if sound:
+        assert decode_image(data).shape == (3, size[1], size[0])
+        return
+    with pytest.raises(BrokenImageError, match=f"{size[0]} × {size[1]} is over 100 to 1"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "TGA", "ICO", "PCX", "ICNS"])
+def test_other_formats_are_not_even_looked_at(kind, monkeypatch):
+    """PostScript would start Ghostscript; a renamed file is judged by its content."""
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(a))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: started.append(a))
+    with pytest.raises(BrokenImageError, match="UnidentifiedImageError"):
+        decode_image(encoded(photo(64, 64), kind))
+    assert started == []
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_listed_format_is_read(kind):
+    assert kind in images.FORMATS
+    assert decode_image(encoded(photo(), kind)).shape == (3, 32, 48)
+
+
 def test_to_pil_returns_the_same_pixels():
     image = photo()
     assert np.array_equal(np.array(to_pil(decode_image(encoded(image, "PNG")))), np.array(image))

@@ -10,7 +10,7 @@ from zslkit.data.schema import Problem
 
 COMMITTED = ["toy", "flickr8k", "caltech20", "my_pairs_example", "cc3m", "imagenet1k"]
 COMMITTED += ["imagenet1k_folders", "imagenet21k_winter21", "tencent_ml_images", "open_images_v7"]
-COMMITTED += ["cifar10", "cifar100", "caltech101"]
+COMMITTED += ["cc12m", "cifar10", "cifar100", "caltech101"]
 
 
 def written(tmp_path, **changes):
@@ -40,6 +40,23 @@ def test_committed_manifests_load_by_name_and_say_what_a_user_must_know(name):
     assert manifest.licence
     assert manifest.how_to_obtain
     assert name in list_manifests()
+
+
+@pytest.mark.parametrize("name", ["cc3m", "cc12m"])
+def test_ready_shards_of_the_hub_are_the_training_split(name, tmp_path):
+    """As they are named there; those of one's own img2dataset have a split of their own."""
+    manifest = load_manifest(name, tmp_path)
+    command = f"hf download pixparse/{name}-wds --repo-type dataset"
+    assert command in manifest.how_to_obtain
+    files = [f"{name}-wds/{name}-train-0000.tar", f"{name}/00000.tar"]
+    files += [f"{name}-wds/{name}-validation-0000.tar"] if "validation" in manifest.splits else []
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert manifest.verify() == []
+    found = {split: [*tmp_path.glob(s.shards[0])] for split, s in manifest.splits.items()}
+    assert found["train"] == [tmp_path / files[0]]
+    assert found["train_links"] == [tmp_path / files[1]]
 
 
 def test_names_are_found_from_a_folder_below(tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ from safetensors.torch import save_file
 from torchvision.models import mobilenet_v3_small, resnet18
 
 from zslkit.config import RunConfig
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.text import TextTower
-from zslkit.encoders.weights import fingerprint
 
 MINILM = "hf:sentence-transformers/all-MiniLM-L6-v2"
 
@@ -295,7 +295,7 @@ def test_packaged_image_weights_know_what_photos_show(shared_data, n, size, monk
 
 
 def test_packaged_weights_of_another_network_are_refused(tmp_path):
-    from zslkit.encoders.weights import load_in_order, packaged_file
+    from zslkit.data.weights import load_in_order, packaged_file
 
     torch.save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth does not fit x: number or shapes of tensors"):

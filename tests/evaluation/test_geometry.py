@@ -16,8 +16,8 @@ from zslkit.config import RunConfig
 from zslkit.data.cache import tower_features
 from zslkit.data.named import labelled_images
 from zslkit.data.pairs import open_pairs
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.evaluation.evaluator import rank_labelled_images
 from zslkit.evaluation.explore import thumbnail
 from zslkit.evaluation.geometry import (

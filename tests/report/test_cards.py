@@ -11,7 +11,7 @@ from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json
 from zslkit.evaluation.intervals import seed_interval
-from zslkit.report.cards import _objective, card, card_markdown, load_results, read_run, write_card
+from zslkit.report.cards import card, card_markdown, load_results, read_run, write_card
 from zslkit.report.comparison import compare, comparison_tables, facts
 from zslkit.report.provenance import provenance
 from zslkit.report.results import record
@@ -239,7 +239,18 @@ def test_results_are_plain_json(tmp_path):
             {"pair_trust": True},
             "0.5 InfoNCE, the rest towards teacher targets, pairs weighed by the teacher's trust",
         ),
+        (
+            {"soft_targets": "none", "pair_trust": True, "trust_judge": "held_out"},
+            "InfoNCE, pairs weighed by fits that never saw them",
+        ),
+        ({"fit": "cca"}, "cca in closed form"),
+        (
+            {"fit": "ridge", "pair_trust": True},
+            "ridge in closed form, captions weighed by fits that never saw them",
+        ),
+        ({"soft_targets": "none", "init": "cca"}, "InfoNCE, started from cca"),
     ],
 )
 def test_a_card_says_what_the_objective_was(settings, words):
-    assert _objective(RunConfig(**settings).model_dump()) == words
+    training = dict(card(run_of(**settings))["Training"][1:])
+    assert training["objective"] == words

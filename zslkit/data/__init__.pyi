@@ -2,6 +2,8 @@
 
 from . import audit as audit
 from . import cache as cache
+from . import caption_trust as caption_trust
+from . import closed_form as closed_form
 from . import description as description
 from . import embedding as embedding
 from . import files as files
@@ -12,6 +14,7 @@ from . import listing as listing
 from . import locks as locks
 from . import manifests as manifests
 from . import named as named
+from . import noise as noise
 from . import pairs as pairs
 from . import recognition as recognition
 from . import sampling as sampling
@@ -36,6 +39,12 @@ from .audit import score_pairs as score_pairs
 from .cache import Embeddings as Embeddings
 from .cache import embed as embed
 from .cache import tower_features as tower_features
+from .caption_trust import believe_captions as believe_captions
+from .caption_trust import caption_losses as caption_losses
+from .caption_trust import held_out_trust as held_out_trust
+from .closed_form import LinearMaps as LinearMaps
+from .closed_form import Moments as Moments
+from .closed_form import Spectra as Spectra
 from .description import describe as describe
 from .description import write_manifest as write_manifest
 from .embedding import ImageVectors as ImageVectors
@@ -49,6 +58,8 @@ from .files import project_root as project_root
 from .files import whole as whole
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .images import FORMATS as FORMATS
+from .images import MAX_ASPECT as MAX_ASPECT
 from .images import MAX_PIXELS as MAX_PIXELS
 from .images import BrokenImageError as BrokenImageError
 from .images import decode_image as decode_image
@@ -66,6 +77,8 @@ from .manifests import load_manifest as load_manifest
 from .named import held_out_pairs as held_out_pairs
 from .named import labelled_images as labelled_images
 from .named import training_pairs as training_pairs
+from .noise import plant as plant
+from .noise import read_indices as read_indices
 from .pairs import Pair as Pair
 from .pairs import Pairs as Pairs
 from .pairs import open_pairs as open_pairs

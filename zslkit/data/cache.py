@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.embedding import ImageVectors, embed_batches, in_blocks
 from zslkit.data.files import whole, write_json
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.image import ImageTransform
-from zslkit.encoders.weights import fingerprint
 
 _LAYOUT = 1  # part of every key: raise it when what is stored changes
 

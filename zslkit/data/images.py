@@ -9,6 +9,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # PIL's own bound: 256 MiB as RGB
 _HEIF = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"}  # brands
+MAX_ASPECT = 100  # long side by short side: resized to its short side, 50,000 × 1 fills gigabytes
+# PIL reads many more, such as PostScript, for which it starts a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
@@ -38,7 +41,8 @@ def decode_image(data: bytes, source: str = "") -> torch.Tensor:
     Raises
     ------
     BrokenImageError
-        If the data is empty, not an image, truncated, corrupt, or beyond ``MAX_PIXELS``.
+        If the data is empty, not an image of one of ``FORMATS``, truncated, corrupt, or beyond
+        ``MAX_PIXELS`` or ``MAX_ASPECT``.
     """
     try:
         return torch.from_numpy(_decode(data)).permute(2, 0, 1)
@@ -56,6 +60,8 @@ def _decode(data: bytes) -> np.ndarray:
     image = open_image(data)  # reads the header only: about 20 microseconds
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} × {image.height} is over {MAX_PIXELS} pixels")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width} × {image.height} is over {MAX_ASPECT} to 1")
     if image.format in ("JPEG", "MPO"):
         space = "CMYK" if image.mode == "CMYK" else "RGB"
         pixels = simplejpeg.decode_jpeg(data, space, strict=True)
@@ -74,7 +80,7 @@ def open_image(data: bytes) -> Image.Image:
         If pillow-heif is needed and not there.
     """
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         if data[4:8] != b"ftyp" or data[8:12] not in _HEIF:
             raise ValueError("of no kind that is known") from None
@@ -84,7 +90,7 @@ def open_image(data: bytes) -> Image.Image:
         kind = "AVIF" if data[8:10] == b"av" else "HEIC"
         raise ValueError(f"a {kind} file: to read it, install the package pillow-heif") from None
     register_heif_opener()
-    return Image.open(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=("HEIF", "AVIF"))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -22,6 +22,8 @@ def training_pairs(config: RunConfig) -> Pairs:
         config.train_split,
         **config.source,
         caption_noise=config.caption_noise,
+        caption_noise_kind=config.caption_noise_kind,
+        caption_noise_file=config.caption_noise_file,
         seed=config.seed,
         max_pairs=config.max_pairs,
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from zslkit.data.files import find_files
 from zslkit.data.images import BrokenImageError, to_pil
 from zslkit.data.manifests import Manifest, load_manifest
+from zslkit.data.noise import CaptionNoise, plant, read_indices
 from zslkit.data.readers import reader_of
 from zslkit.data.sampling import check_broken
 from zslkit.data.showing import SHOWN, Shown, figure
@@ -71,27 +72,41 @@ class Pairs(Shown, Sequence):
     positives, negatives : Sequence of tuple of int, or None
         Per image the classes that it shows, and those that people found absent, if known.
     swapped : ndarray of bool
-        Images that were given another image's captions. For reports, never for training.
+        Images with a caption made wrong on purpose. For reports, never for training.
+    wrong : ndarray of bool
+        The same per caption, those of each image in turn.
     skipped : tuple of str
         Keys left out because the source lacks the image or every caption.
     left_out : dict of str to list of str
         The same keys, by what is wrong with them.
     understood : tuple of str
         Two lines for people: how the source was read, and what was left out.
+    faults : tuple of str
+        What else was wrong with the files: captions that cannot be read, keys that occur twice.
     """
 
-    def __init__(self, manifest, split, source: "Source", caption_noise, seed, max_pairs, rows):
+    def __init__(
+        self, manifest, split, source: "Source", caption_noise, seed, max_pairs, rows,
+        kind: CaptionNoise = "image", indices: np.ndarray | None = None,
+    ):  # fmt: skip
         rng, n = np.random.default_rng(seed), len(rows)
         # Sorted, so that reading runs forward through the shards.
         rows = rows if max_pairs is None else np.sort(rows[rng.permutation(n)[:max_pairs]])
         caption_rows, self.swapped = rows.copy(), np.zeros(len(rows), dtype=bool)
-        if caption_noise > 0 and len(rows) > 1:
+        whole = kind == "image" and indices is None
+        if whole and caption_noise > 0 and len(rows) > 1:
             chosen = rng.permutation(len(rows))[: max(2, round(caption_noise * len(rows)))]
             caption_rows[chosen] = rows[np.roll(chosen, 1)]  # one cycle: none keeps its own
             self.swapped[chosen] = True
         self.manifest, self.split, self.skipped = manifest, split, source.skipped
         self.left_out = {why: list(keys) for why, keys in source.left_out.items()}
+        self.faults: tuple[str, ...] = source.faults
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
+        if whole:
+            self.wrong = np.repeat(self.swapped, [len(group) for group in self.captions])
+        elif caption_noise > 0 or indices is not None:
+            planted = plant(self.captions, caption_noise, kind, rng, indices)
+            self.captions, self.wrong, self.swapped = planted
         self.labels = None if source.labels is None else source.labels[rows]
         self.class_names, self.class_ids = source.class_names, source.class_ids
         self.positives, self.negatives = (
@@ -204,6 +219,8 @@ def open_pairs(
     *,
     data_root: str | Path | None = None,
     caption_noise: float = 0.0,
+    caption_noise_kind: CaptionNoise = "image",
+    caption_noise_file: str | Path | None = None,
     seed: int = 0,
     max_pairs: int | None = None,
     max_unreadable: float = MAX_UNREADABLE,
@@ -224,7 +241,13 @@ def open_pairs(
     data_root : str or Path, optional
         Folder that the manifest's paths start from.
     caption_noise : float in [0, 1]
-        Share of images whose captions are exchanged among themselves, all of an image together.
+        Share of images, or for other kinds than ``image`` of captions, that are made wrong.
+    caption_noise_kind : str
+        ``image`` exchanges the captions of images, all of an image together; the others,
+        ``caption``, ``similar``, ``words``, ``boilerplate``, are described in
+        :func:`zslkit.data.noise.plant`.
+    caption_noise_file : path, optional
+        Instead: which caption stands in each place, see :func:`zslkit.data.noise.read_indices`.
     seed : int
         Draws the images for ``max_pairs`` and ``caption_noise``; no effect otherwise.
     max_pairs : int, optional
@@ -255,10 +278,13 @@ def open_pairs(
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs={max_pairs} must be at least 1, or None for all")
     source, rows = _open_source(manifest, split, manifest.data_root)
-    check_broken(source.skipped, len(source.keys) + len(source.skipped), max_unreadable)
+    n_listed = len(source.keys) + len(source.skipped)
+    check_broken(source.skipped, n_listed, max_unreadable, source.faults)
     if len(rows) == 0:
         raise ValueError(f"split {split!r} of {manifest.name!r} holds no image with a caption")
-    pairs = Pairs(manifest, split, source, caption_noise, seed, max_pairs, rows)
+    indices = None if caption_noise_file is None else read_indices(caption_noise_file)
+    noise = caption_noise_kind, indices
+    pairs = Pairs(manifest, split, source, caption_noise, seed, max_pairs, rows, *noise)
     for line in pairs.understood if manifest.understood and not quiet else ():
         if line not in _SAID:
             _SAID.add(line)

@@ -171,13 +171,16 @@ def draw_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> 
     return captions[caption_choice(len(captions), seed, epoch, index)]
 
 
-def check_broken(broken: Sequence[str], n_seen: int, limit: float) -> None:
-    """Raise ValueError, with counts and first keys, if a share above ``limit`` is broken."""
+def check_broken(
+    broken: Sequence[str], n_seen: int, limit: float, faults: Sequence[str] = ()
+) -> None:
+    """Raise ValueError, with counts, keys and reasons, if a share above ``limit`` is broken."""
     if len(broken) > limit * n_seen:
         raise ValueError(
             f"{len(broken)} of {n_seen} images are unreadable or lack a caption or a file, more "
             f"than the limit of {limit:.1%}, max_unreadable; raise it to leave them out, or see "
             f"python -m zslkit data verify; the first: {', '.join(broken[:3])}"
+            + "".join(f"\n{fault}" for fault in faults[:3])
         )
 
 

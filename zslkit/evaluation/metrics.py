@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -239,6 +239,14 @@ def retrieval_recall(
         raise ValueError(f"ks={tuple(ks)} must be between 1 and the {smallest} candidates")
     ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
     return {way: {k: float((rank < k).mean()) for k in ks} for way, rank in ranks.items()}
+
+
+def recall_sum(ranks: Mapping[str, np.ndarray], ks: Sequence[int] = (1, 5, 10)) -> float:
+    """Sum recall@k over ``ks`` and both ways of :func:`retrieval_ranks`, in percent.
+
+    The field's rSum, at most 100 per k and way: 600 (Huang et al. 2021, NeurIPS, section 4.2).
+    """
+    return 100 * sum(float((rank < k).mean()) for rank in ranks.values() for k in ks)
 
 
 def _first_ranks(queries: Tensor, candidates: Tensor, wanted: Tensor, labels: Tensor) -> np.ndarray:

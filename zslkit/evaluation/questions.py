@@ -16,8 +16,8 @@ from zslkit.data.files import write_json, write_text
 from zslkit.data.named import labelled_images
 from zslkit.data.pairs import Pairs
 from zslkit.data.source import Groups
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import DualEncoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.evaluation.intervals import estimate
 from zslkit.evaluation.metrics import (
     harmonic_mean,

@@ -23,8 +23,8 @@ from zslkit.data.embedding import ImageVectors, embed_batches
 from zslkit.data.files import whole, write_json
 from zslkit.data.pairs import Pairs
 from zslkit.data.sampling import check_broken
+from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import DualEncoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.training import dist
 from zslkit.zeroshot.ranking import ClassBank, rank_and_total
 

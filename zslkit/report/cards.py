@@ -80,7 +80,7 @@ def _training(config: Mapping[str, Any], record: Mapping[str, Any]) -> Table:
         ["swapped captions", str(record["swapped_captions"])],
         ["unreadable images", str(len(record["unreadable_images"]))],
         ["towers", " and ".join(towers)],
-        ["objective", _objective(config)],
+        ["objective", _fitted(config) or _objective(config)],
         ["steps", f"{record['steps']:,} of {record['total_steps']:,} {state or 'complete'}"],
         ["time", f"{record['train_seconds']:,.1f} s: {record['seconds_per_step']:.3g} s a step, "
                  f"{record['images_per_second']:,.0f} images/s"],
@@ -92,7 +92,18 @@ def _objective(config: Mapping[str, Any]) -> str:
     words = _kind_words("contrastive_loss", config)
     if targets := _kind_words("soft_targets", config):
         words = f"{config['contrastive_weight']:g} {words}, the rest towards {targets}"
-    return words + ", pairs weighed by the teacher's trust" * config["pair_trust"]
+    held_out = config.get("trust_judge") == "held_out"
+    judge = "fits that never saw them" if held_out else "the teacher's trust"
+    return words + f", pairs weighed by {judge}" * config["pair_trust"]
+
+
+def _fitted(config: Mapping[str, Any]) -> str:
+    """Word what was not learnt by gradients: all of it, or the start; nothing in older runs."""
+    fit, start = config.get("fit", "gradient"), config.get("init", "random")
+    if fit != "gradient":
+        weighed = ", captions weighed by fits that never saw them" * config["pair_trust"]
+        return f"{fit} in closed form{weighed}"
+    return f"{_objective(config)}, started from {start}" if start != "random" else ""
 
 
 def _kind_words(setting: str, config: Mapping[str, Any]) -> str:

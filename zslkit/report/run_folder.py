@@ -19,9 +19,10 @@ from zslkit.training import dist
 
 # What may differ between a run and its continuation without changing a single weight.
 FREE_TO_CHANGE = {
-    *("output_dir", "resume", "checkpoint_every", "keep_checkpoints", "cache_dir", "data_root"),
-    *("workers", "tensorboard", "zeroshot_manifest", "zeroshot_split", "test_split"),
-    *("zeroshot_data_root", "max_unreadable", "prompt_templates"),
+    *("output_dir", "resume", "checkpoint_every", "keep_checkpoints", "cache_dir", "workers"),
+    *("data_root", "zeroshot_data_root", "max_unreadable", "tensorboard", "test_split"),
+    *("zeroshot_manifest", "zeroshot_split"),
+    "prompt_templates",
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
 
@@ -48,9 +49,9 @@ class RunFacts:
     unreadable_images: list[str] = field(default_factory=list)
     """Their keys."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Keys of pairs that were not trained on, by what is wrong with them."""
+    """Keys of pairs that could not be used, by the reason."""
     source: list[str] = field(default_factory=list)
-    """How the pairs were understood, in two lines."""
+    """How the training pairs were understood, in two lines."""
     advice: list[str] = field(default_factory=list)
     """What the coach said last."""
 

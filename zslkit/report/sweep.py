@@ -325,7 +325,7 @@ def _measure(config: RunConfig) -> dict[str, Any]:
     metrics["train_seconds"] = run.facts.train_seconds
     last = [row for row in run.history if row["epoch"] == run.history[-1]["epoch"]]
     for name in ("self_mass", "target_entropy"):  # of the soft targets, in the last epoch
-        if name in last[0]:
+        if last and name in last[0]:
             metrics[name] = sum(row[name] for row in last) / len(last)
     record(metrics, config, config.output_dir, extra=run.facts)
     return load_results(config.output_dir)

@@ -7,7 +7,6 @@ from . import dist as dist
 from . import monitor as monitor
 from . import optim as optim
 from . import step as step
-from . import trust as trust
 from .batches import TrainingBatch as TrainingBatch
 from .batches import TrainingData as TrainingData
 from .batches import encode as encode
@@ -33,5 +32,3 @@ from .optim import learning_rate_at as learning_rate_at
 from .optim import set_learning_rate as set_learning_rate
 from .optim import trainable as trainable
 from .step import backward as backward
-from .trust import clean_probability as clean_probability
-from .trust import pair_losses as pair_losses

@@ -1,5 +1,6 @@
 """What the loop eats: features of frozen towers from the cache, pixels and texts for the rest."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.cache import tower_features
+from zslkit.data.caption_trust import believe_captions, caption_losses, held_out_trust
 from zslkit.data.named import training_pairs
 from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
+from zslkit.data.weights import fingerprint
 from zslkit.data.words import duplicate_share
 from zslkit.encoders.dual import DualEncoder
-from zslkit.encoders.weights import fingerprint
 from zslkit.objective import Embedded
 from zslkit.training import dist
-from zslkit.training.trust import clean_probability, pair_losses
 
 
 @dataclass
@@ -33,6 +34,8 @@ class TrainingBatch:
     """Names of the pairs."""
     rows: np.ndarray
     """(B,) int64 positions among the training pairs."""
+    captions: np.ndarray
+    """(B,) int64 positions among the captions of all training pairs."""
     broken: tuple[str, ...] = ()
     """Keys of images that could not be read; they are not in the batch."""
 
@@ -40,7 +43,7 @@ class TrainingBatch:
         return len(self.keys)
 
     def __getitem__(self, rows: slice) -> "TrainingBatch":
-        parts = (self.images, self.texts, self.keys, self.rows)
+        parts = (self.images, self.texts, self.keys, self.rows, self.captions)
         return TrainingBatch(*(part[rows] for part in parts), self.broken)
 
 
@@ -67,6 +70,7 @@ class TrainingData:
         self.image_features = self.text_features = None
         self.usable = np.arange(len(self.pairs))
         self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
+        self.first_caption = np.cumsum(self.captions_of) - self.captions_of
         if parse_tower_mode(config.image_tower) == 0:
             found = tower_features(model, self.pairs, config, "training images")
             self.image_features, self.broken = found
@@ -77,7 +81,7 @@ class TrainingData:
             distinct, self.feature_of = np.unique(np.array(texts, object), return_inverse=True)
             texts = distinct.tolist()
             self.text_features = tower_features(model, texts, config, "training captions").features
-            self.first_caption = np.concatenate([[0], np.cumsum(self.captions_of)[:-1]])
+        self.config = lower_batch(config, len(self))
         self.per_epoch = n_batches(len(self), self.local_size, world_size=dist.world_size())
 
     def __len__(self) -> int:
@@ -129,7 +133,8 @@ class TrainingData:
             rows = order[start : start + size]
             images = _take(self.image_features, rows).to(self.device)
             keys = [self.pairs.keys[i] for i in rows]
-            yield TrainingBatch(images, self._texts(rows, epoch), keys, rows)
+            captions = self._captions(rows, epoch)
+            yield TrainingBatch(images, self._texts(rows, captions), keys, rows, captions)
 
     def _from_images(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
         batches = iterate_batches(
@@ -145,19 +150,17 @@ class TrainingData:
         )
         for batch in batches:
             texts, rows = batch.texts, batch.indices.numpy()
+            captions = self._captions(rows, epoch)
             if self.text_features is not None:
-                texts = self._texts(rows, epoch)
+                texts = self._texts(rows, captions)
             pixels = batch.pixels.to(self.device, non_blocking=True)
-            yield TrainingBatch(pixels, texts, batch.keys, rows, tuple(batch.broken))
+            broken = tuple(batch.broken)
+            yield TrainingBatch(pixels, texts, batch.keys, rows, captions, broken)
 
-    @torch.inference_mode()
-    def estimate_trust(self, model: DualEncoder) -> Tensor:
-        """Judge every pair's captions by the losses of ``model``, the teacher, over all pairs.
+    def features_of(self, model: DualEncoder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give what the towers of ``model`` make of all readable images and their captions.
 
-        Returns
-        -------
-        Tensor of shape (N,), float32
-            Probability that a pair is right, on the CPU; 0 where its image cannot be read.
+        Features (N, F) and (M, G), the image (M,) of each caption, and which captions these are.
         """
         images, texts = self.image_features, self.text_features
         if images is None:
@@ -165,24 +168,58 @@ class TrainingData:
         if texts is None:
             captions = [text for group in self.pairs.captions for text in group]
             texts = tower_features(model, captions, self.config, "captions to judge").features
+            rows = np.arange(len(texts))
         else:
-            texts = texts[self.feature_of]
-        embedded = model.project_image(images[self.usable].to(self.device))
-        per_caption = model.project_text(texts.to(self.device))
-        owner = np.repeat(np.arange(len(self.pairs)), self.captions_of)
-        sums = torch.zeros(len(self.pairs), per_caption.shape[1], device=self.device)
-        sums.index_add_(0, torch.from_numpy(owner).to(self.device), per_caption)
-        averaged = torch.nn.functional.normalize(sums[self.usable], dim=-1)
-        trust = torch.zeros(len(self.pairs))
-        trust[self.usable] = clean_probability(pair_losses(embedded, averaged)).cpu()
+            rows = self.feature_of
+        kept = np.repeat(np.isin(np.arange(len(self.pairs)), self.usable), self.captions_of)
+        owner = np.repeat(np.arange(len(self)), self.captions_of[self.usable])
+        # memory-mapped images stay on disk where all of them can be read
+        images = images if len(images) == len(self) else _take(images, self.usable)
+        return images, _take(texts, rows[kept]), torch.from_numpy(owner), torch.from_numpy(kept)
+
+    @torch.inference_mode()
+    def estimate_trust(self, model: DualEncoder) -> Tensor:
+        """Judge every caption: by the losses of ``model``, the teacher, or by held-out fits.
+
+        Returns
+        -------
+        Tensor of shape (M,), float32
+            Probability that a caption is right, on the CPU; 0 where its image cannot be read.
+        """
+        images, texts, owner, kept = self.features_of(model)
+        if self.config.trust_judge == "held_out":
+            believed = held_out_trust(images, texts, owner)
+        else:
+            embedded = [model.project_image(images.to(self.device)).cpu()]
+            embedded += [model.project_text(texts.to(self.device)).cpu()]
+            believed = believe_captions(*caption_losses(*embedded, owner), owner, len(images))
+        trust = torch.zeros(len(kept))
+        trust[kept] = believed
         return trust
 
-    def _texts(self, rows: np.ndarray, epoch: int) -> list[str] | Tensor:
+    def _captions(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         choice = caption_choice(self.captions_of[rows], self.config.seed, epoch, rows)
+        return self.first_caption[rows] + choice
+
+    def _texts(self, rows: np.ndarray, captions: np.ndarray) -> list[str] | Tensor:
         if self.text_features is None:
-            return [self.pairs.captions[i][j] for i, j in zip(rows, choice, strict=True)]
-        rows = self.feature_of[self.first_caption[rows] + choice]
-        return _take(self.text_features, rows).to(self.device)
+            places = zip(rows, captions - self.first_caption[rows], strict=True)
+            return [self.pairs.captions[i][j] for i, j in places]
+        return _take(self.text_features, self.feature_of[captions]).to(self.device)
+
+
+def lower_batch(config: RunConfig, n_pairs: int) -> RunConfig:
+    """Lower ``batch_size`` to what the pairs can fill, and say so; fewer than two stay an error."""
+    share = config.accumulation * dist.world_size()
+    most = n_pairs // share * share
+    if config.batch_size <= most or most < 2:
+        return config
+    if dist.rank() == 0:
+        words = (
+            f"batch_size={config.batch_size} is more than the {n_pairs} pairs: lowered to {most}"
+        )
+        print(words, file=sys.stderr)
+    return config.model_copy(update={"batch_size": most})
 
 
 def _take(features: Tensor, rows: np.ndarray) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import DualEncoder
+from zslkit.kernels.blockwise import blockwise_loss, fits
 from zslkit.objective import Embedded, training_loss
 from zslkit.teacher import Teacher
 from zslkit.training import dist
@@ -40,11 +41,13 @@ def backward(
     scales = model.logit_scale, model.distillation_scale
     bias = getattr(model, "logit_bias", None)
     size = -(-len(batch) // config.accumulation)
+    # exact either way; below some thousand pairs the written-out matrices are small and quicker
+    objective = blockwise_loss if fits(config, len(batch)) else training_loss
     chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
     if len(chunks) == 1:
         with autocast(config, device):
             student = encode(model, batch)
-        loss, terms = training_loss(student, guide, *scales, config, progress, trust, bias)
+        loss, terms = objective(student, guide, *scales, config, progress, trust, bias)
         loss.backward()
         return loss.item(), terms
 
@@ -63,7 +66,7 @@ def backward(
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     whole = Embedded(*(torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)))
-    loss, terms = training_loss(whole, guide, *scales, config, progress, trust, bias)
+    loss, terms = objective(whole, guide, *scales, config, progress, trust, bias)
     loss.backward()
     gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
     for chunk, seed, gradient in zip(chunks, seeds, gradients, strict=True):

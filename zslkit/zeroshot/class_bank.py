@@ -102,7 +102,7 @@ def cached_class_bank(
     bank cannot be read. One whose content is not what was written is built again, with a
     UserWarning. ``model`` is a DualEncoder.
     """
-    from zslkit.encoders.weights import fingerprint
+    from zslkit.data.weights import fingerprint
 
     used = {name: (descriptions or {}).get(name) for name in class_names}
     weights = [fingerprint(part) for part in (model.text_tower, model.text_projection)]

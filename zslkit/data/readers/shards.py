@@ -1,25 +1,41 @@
 """Tar shards in WebDataset layout, as img2dataset writes them."""
 
 import json
-import re
 import tarfile
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zslkit.data.files import find_files
 from zslkit.data.readers.finding import CAPTION_COLUMNS, Found, Hints, find_column, named_splits
+from zslkit.data.readers.shard_index import read_samples
+from zslkit.data.readers.tars import END
 from zslkit.data.schema import ManifestFields, Split
-from zslkit.data.source import IMAGE_SUFFIXES, Source
+from zslkit.data.source import STRING, Groups, Source
 
-_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # WebDataset: the key ends at the first dot
+_PIECE = 1 << 24  # bytes of text turned into strings at a time: as Python's they take twice that
 
 
 def read_shards(manifest: ManifestFields, split: Split, root: Path) -> Source:
-    """Index tar shards, as img2dataset and webdataset write them, by one scan of their headers."""
+    """Index tar shards, as img2dataset and webdataset write them, by one scan of their headers.
+
+    A damaged or cut shard is refused. Samples whose caption cannot be read, or that lack image or
+    caption, are left out: ``Source.skipped`` names them, ``Source.faults`` says why.
+    """
     paths = [path for pattern in split.shards for path in find_files(root, pattern)]
-    scans = (_scan(path, number, manifest.caption_field) for number, path in enumerate(paths))
-    return Source([row for rows in scans for row in rows], paths)
+    samples = read_samples(paths, manifest.caption_field)
+    source = Source([], paths)
+    source.keys, texts = _strings(samples.keys), _strings(samples.captions)
+    bounds = np.concatenate([[0], np.cumsum(samples.counts, dtype=np.int64)])
+    source.captions = Groups(texts, bounds[:-1], bounds[1:])
+    source.places = samples.places
+    source.skipped = tuple(samples.skipped.decode().split(END)[:-1])
+    if source.skipped:
+        source.left_out = {"without a readable image or caption": list(source.skipped)}
+    source.faults = tuple(samples.faults.decode().split(END)[:-1])
+    return source
 
 
 def recognise_shards(path: Any, hints: Hints) -> Found | None:
@@ -57,37 +73,13 @@ def _caption_field(path: Path) -> str | None:
     return None
 
 
-def _scan(path: Path, number: int, caption_field: str | None) -> list[list]:
-    samples: dict[str, list] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match = _MEMBER.fullmatch(member.name)
-                if match is None or not member.isfile():
-                    continue
-                key, suffix = match[1], match[2].lower()
-                sample = samples.setdefault(key, [key, [], None])
-                if suffix in IMAGE_SUFFIXES:
-                    sample[2] = (number, member.offset_data, member.size)
-                elif suffix == ("txt" if caption_field is None else "json"):
-                    text = tar.extractfile(member).read().decode("utf-8", "replace")
-                    sample[1] = _captions(text, caption_field, f"{path}, {member.name}")
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a sound uncompressed tar file ({error})") from error
-    if not any(caption for sample in samples.values() for caption in sample[1]):
-        where = ".txt members" if caption_field is None else f"field {caption_field!r} of .json"
-        raise ValueError(
-            f"{path}: none of its {len(samples)} samples has a caption in {where}; caption_field "
-            "in the manifest names a field of .json members, null means .txt members"
-        )
-    return list(samples.values())
-
-
-def _captions(text: str, caption_field: str | None, where: str) -> list[str]:
-    if caption_field is None:
-        return [text.strip()]
-    record = json.loads(text)
-    if caption_field not in record:
-        raise ValueError(f"{where}: no field {caption_field!r}; its fields: {', '.join(record)}")
-    value = record[caption_field]
-    return [str(item or "").strip() for item in (value if isinstance(value, list) else [value])]
+def _strings(data: bytes) -> np.ndarray:
+    """Turn texts that each end with ``END`` into an array."""
+    strings = np.empty(data.count(END.encode()), dtype=STRING)
+    start = done = 0
+    while start < len(data):
+        stop = data.find(END.encode(), min(start + _PIECE, len(data) - 1)) + 1
+        some = data[start:stop].decode().split(END)[:-1]
+        strings[done : done + len(some)] = some
+        start, done = stop, done + len(some)
+    return strings
