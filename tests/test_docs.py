@@ -50,7 +50,6 @@ SMALLER = {
     "-p preset laptop -p manifest my.csv": "-p manifest my.csv {small}",
     "-p preset laptop -p manifest my_photos.csv": "-p manifest my_photos.csv {small}",
     "--preset laptop --manifest": "--batch-size 8 {options} --zeroshot-manifest none --manifest",
-    "--batch-size 64": "--batch-size 8",
     "--preset toy --epochs 3": "{options}",
     "train --epochs 32": "train {options}",
     "--preset toy --batch-size 128": "{options} --batch-size 8",

@@ -66,6 +66,24 @@ def test_a_slice_remembers_whose_captions_were_swapped():
     assert f"swapped={int(pairs.swapped[4:12].sum())}" in repr(pairs[4:12])
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["image", "caption"])
+def test_a_slice_remembers_which_captions_are_wrong(kind, noise, tmp_path):
+    """Images have one to three captions, so that captions and images are counted apart."""
+    for number in range(8):
+        Image.new("RGB", (40, 40), (30 * number, 0, 99)).save(tmp_path / f"{number}.png")
+    rows = [f"{n}.png,words {n} {i}" for n in range(8) for i in range(n % 3 + 1)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption", *rows]))
+    noisy = {"caption_noise": noise, "caption_noise_kind": kind}
+    pairs = zk.open_pairs(tmp_path / "t.csv", "all", **noisy)
+    ends = np.cumsum([len(captions) for captions in pairs.captions])
+    of_image = np.split(pairs.wrong, ends[:-1])
+    assert len(of_image) == 8
+    for part, chosen in ((pairs[2:7], range(2, 7)), (pairs[::-2], range(7, -1, -2))):
+        assert part.wrong.tolist() == np.concatenate([of_image[i] for i in chosen]).tolist()
+        assert [part.captions[i] for i in range(len(part))] == [pairs.captions[i] for i in chosen]
+
+
 def test_pairs_say_what_they_are(toy, hostile):
     assert repr(toy) == "Pairs(manifest='toy', split='test', images=20, classes=48)"
     assert "images=3, captions=3" in repr(hostile)

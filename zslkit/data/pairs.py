@@ -21,7 +21,7 @@ from zslkit.data.noise import CaptionNoise, plant, read_indices
 from zslkit.data.readers import reader_of
 from zslkit.data.sampling import check_broken
 from zslkit.data.showing import SHOWN, Shown, figure
-from zslkit.data.source import Source
+from zslkit.data.source import Groups, Source
 
 MAX_UNREADABLE = 0.05
 """Share of images that may be missing, unreadable or without caption, unless asked otherwise."""
@@ -102,7 +102,7 @@ class Pairs(Shown, Sequence):
         self.left_out = {why: list(keys) for why, keys in source.left_out.items()}
         self.faults: tuple[str, ...] = source.faults
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
-        if whole:
+        if whole or (caption_noise == 0 and indices is None):
             self.wrong = np.repeat(self.swapped, [len(group) for group in self.captions])
         elif caption_noise > 0 or indices is not None:
             planted = plant(self.captions, caption_noise, kind, rng, indices)
@@ -132,6 +132,9 @@ class Pairs(Shown, Sequence):
             part.__dict__.pop(name, None)  # those of other images
         part._rows, part.keys = self._rows[chosen], self.keys[chosen]
         part.swapped, part.captions = self.swapped[chosen], self.captions.take(chosen)
+        ends = np.cumsum(self.captions.stops - self.captions.starts)
+        starts = np.concatenate([[0], ends[:-1]])
+        part.wrong = Groups(self.wrong, starts, ends).take(chosen).spread()[1]
         part.labels = None if self.labels is None else self.labels[chosen]
         part.positives, part.negatives = (
             None if groups is None else groups.take(chosen)
