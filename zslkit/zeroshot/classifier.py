@@ -7,6 +7,7 @@ import torch
 
 from zslkit.data.embedding import Photos, embed_batches, in_blocks
 from zslkit.data.sampling import check_broken
+from zslkit.data.showing import Shown
 from zslkit.zeroshot.class_bank import build_class_bank, eval_mode
 from zslkit.zeroshot.ranking import class_probabilities, rank_classes
 
@@ -19,13 +20,16 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class ZeroShotClassifier:
+class ZeroShotClassifier(Shown):
     """Name what photos show, among classes given as words (see :func:`build_class_bank`)."""
 
     def __init__(self, model: Any, class_names: Sequence[str], templates: str | Sequence[str]):
         if not hasattr(model, "logit_scale"):
             raise ValueError(f"{type(model).__name__} has no logit_scale, so no probabilities")
         self.model, self.bank = model, build_class_bank(model, class_names, templates)
+
+    def _facts(self) -> dict[str, object]:
+        return {"model": type(self.model).__name__, **self.bank._facts()}
 
     @torch.no_grad()
     def predict(
