@@ -1,11 +1,12 @@
 # Two commands: `make report` and `make test`. Both make .venv from the lock files first.
+# `make docs` builds the pages of docs/ into site/, without a network; a warning is an error.
 # The report computes with portable numerics: equal bits on processors of different makers.
 # `make report ARGS=--fresh` also runs the notebooks that have not changed.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 THREADS := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 
-.PHONY: report test lint lock clean
+.PHONY: report test lint docs lock clean
 
 report: $(VENV)/.complete
 	$(THREADS) $(PYTHON) -m zslkit report --portable $(ARGS)
@@ -17,6 +18,9 @@ lint: $(VENV)/.complete
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/.complete
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # uv when it is there; otherwise Python's own venv, into which pip brings uv.
 $(VENV)/.complete: requirements.lock requirements-nodeps.lock pyproject.toml

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json
 from zslkit.data.sealed import damage, flush, seal
+from zslkit.data.showing import Shown
 from zslkit.data.weights import fingerprint, load_tensors
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.report.cards import read_run
-from zslkit.report.run_folder import RunFacts, read_history
+from zslkit.report.run_folder import RunFacts, read_history, run_facts
 from zslkit.teacher import Teacher
 from zslkit.zeroshot.models.teacher import FixedTeacher, is_other_model
 
@@ -46,8 +47,8 @@ class LoopState:
     """States of torch's random generators by device, as of the last checkpoint."""
 
 
-@dataclass
-class Run:
+@dataclass(repr=False)
+class Run(Shown):
     """A trained or interrupted run."""
 
     model: nn.Module
@@ -64,6 +65,9 @@ class Run:
     """Steps, seconds, unreadable images, swapped captions, interruption."""
     stopped_by: int | None = None
     """Number of the signal that ended it early, if one did."""
+
+    def _facts(self) -> dict[str, Any]:
+        return {"run_dir": str(self.run_dir), **run_facts(self.config, self.facts, self.history)}
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

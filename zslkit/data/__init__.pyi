@@ -20,6 +20,7 @@ from . import recognition as recognition
 from . import sampling as sampling
 from . import schema as schema
 from . import sealed as sealed
+from . import showing as showing
 from . import signals as signals
 from . import source as source
 from . import splits as splits

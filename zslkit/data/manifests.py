@@ -11,11 +11,17 @@ from pydantic import ValidationError
 from zslkit.data.files import find_files
 from zslkit.data.readers import reader_of
 from zslkit.data.schema import LABELLED, FileEntry, ManifestFields, Problem
+from zslkit.data.showing import Shown, some
 from zslkit.data.strict import explain, nearest
 
 
-class Manifest(ManifestFields):
+class Manifest(Shown, ManifestFields):
     """Description of one data set; read it with :func:`load_manifest`."""
+
+    def _facts(self) -> dict[str, object]:
+        facts = {"name": self.name, "title": self.title, "kind": self.kind}
+        facts |= {"splits": some([*self.splits]), "files": len(self.files)}
+        return facts | {"licence": self.licence}
 
     def as_found(self, root: Path | None = None) -> "Manifest":
         """Give the set in the first of its layouts of which some split is there, else its own."""

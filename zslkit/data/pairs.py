@@ -1,5 +1,6 @@
 """Manifest → Pairs: one sequence over tar shards, tables, image folders and toy scenes."""
 
+import copy
 import hashlib
 import json
 import sys
@@ -19,7 +20,8 @@ from zslkit.data.manifests import Manifest, load_manifest
 from zslkit.data.noise import CaptionNoise, plant, read_indices
 from zslkit.data.readers import reader_of
 from zslkit.data.sampling import check_broken
-from zslkit.data.source import Source
+from zslkit.data.showing import SHOWN, Shown, figure
+from zslkit.data.source import Groups, Source
 
 MAX_UNREADABLE = 0.05
 """Share of images that may be missing, unreadable or without caption, unless asked otherwise."""
@@ -44,9 +46,18 @@ class Pair:
         """PIL image, RGB."""
         return to_pil(self.pixels)
 
+    def _repr_html_(self) -> str:
+        try:
+            image = self.image
+        except BrokenImageError:
+            image = None  # a grid shows what can be read
+        return figure(image, " · ".join(self.captions))
 
-class Pairs(Sequence):
+
+class Pairs(Shown, Sequence):
     """Sequence of pairs; open it with :func:`open_pairs`. No file stays open between reads.
+
+    An index gives one pair, a slice the same set with fewer: ``pairs[:5]``.
 
     Attributes
     ----------
@@ -91,7 +102,7 @@ class Pairs(Sequence):
         self.left_out = {why: list(keys) for why, keys in source.left_out.items()}
         self.faults: tuple[str, ...] = source.faults
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
-        if whole:
+        if whole or (caption_noise == 0 and indices is None):
             self.wrong = np.repeat(self.swapped, [len(group) for group in self.captions])
         elif caption_noise > 0 or indices is not None:
             planted = plant(self.captions, caption_noise, kind, rng, indices)
@@ -107,10 +118,42 @@ class Pairs(Sequence):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, i: int) -> Pair:
-        i = range(len(self))[i]  # understands -1 and raises IndexError
+    def __getitem__(self, i: int | slice) -> "Pair | Pairs":
+        i = range(len(self))[i]  # understands -1 and slices, and raises IndexError
+        if isinstance(i, range):
+            return self._take(np.arange(i.start, i.stop, i.step))
         label = None if self.labels is None else int(self.labels[i])
         return Pair(self.keys[i], self.captions[i], label, partial(self.read_pixels, i))
+
+    def _take(self, chosen: np.ndarray) -> "Pairs":
+        """Give these rows, of the same source."""
+        part = copy.copy(self)
+        for name in ("image_fingerprint", "fingerprint"):
+            part.__dict__.pop(name, None)  # those of other images
+        part._rows, part.keys = self._rows[chosen], self.keys[chosen]
+        part.swapped, part.captions = self.swapped[chosen], self.captions.take(chosen)
+        ends = np.cumsum(self.captions.stops - self.captions.starts)
+        starts = np.concatenate([[0], ends[:-1]])
+        part.wrong = Groups(self.wrong, starts, ends).take(chosen).spread()[1]
+        part.labels = None if self.labels is None else self.labels[chosen]
+        part.positives, part.negatives = (
+            None if groups is None else groups.take(chosen)
+            for groups in (self.positives, self.negatives)
+        )
+        return part
+
+    def _facts(self) -> dict[str, object]:
+        captions = int((self.captions.stops - self.captions.starts).sum())
+        facts = {"manifest": self.manifest.name, "split": self.split, "images": len(self)}
+        facts |= {"captions": captions} if self.labels is None else {}
+        facts |= {} if self.labels is None else {"classes": len(self.class_names)}
+        counts = {"swapped": int(self.swapped.sum()), "left_out": len(self.skipped)}
+        return facts | {name: n for name, n in counts.items() if n}
+
+    def _repr_html_(self) -> str:
+        grid = "".join(pair._repr_html_() for pair in self[:SHOWN])
+        more = f"<p>… and {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
+        return super()._repr_html_() + grid + more
 
     def read_pixels(self, i: int) -> Tensor:
         """Decode image ``i``: (3, H, W) uint8, or a BrokenImageError that names its key."""

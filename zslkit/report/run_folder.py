@@ -64,6 +64,18 @@ class RunFacts:
         self.peak_memory_mib = peak_memory()
 
 
+def run_facts(
+    config: RunConfig, facts: RunFacts, history: list[dict[str, float]]
+) -> dict[str, object]:
+    """Give what a run says of itself in a notebook: few facts, in order."""
+    found = {"manifest": config.manifest, "image_encoder": config.image_encoder}
+    found |= {"text_encoder": config.text_encoder, "soft_targets": config.soft_targets}
+    found["steps"] = f"{facts.steps} of {facts.total_steps}"
+    if history:
+        found["loss"] = f"{history[0]['loss']:.4g} → {history[-1]['loss']:.4g}"
+    return found | {"seconds": facts.train_seconds}
+
+
 @contextlib.contextmanager
 def run_folder(config: RunConfig) -> Iterator[Path]:
     """Prepare the folder of a run and hold its lock for the time of a block.

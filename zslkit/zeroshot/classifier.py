@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zslkit.data.embedding import Photos, embed_batches, in_blocks
 from zslkit.data.sampling import check_broken
+from zslkit.data.showing import Shown
 from zslkit.zeroshot.class_bank import build_class_bank, eval_mode
 from zslkit.zeroshot.models.protocol import as_model
 from zslkit.zeroshot.ranking import ClassBank, class_probabilities, rank_classes
@@ -24,7 +25,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class ZeroShotClassifier:
+class ZeroShotClassifier(Shown):
     """Name what photos show, among classes given as words (see :func:`build_class_bank`).
 
     Parameters
@@ -98,6 +99,9 @@ class ZeroShotClassifier:
             raise ValueError("class_names: none would be left; at least one class must stay")
         self.bank = ClassBank(self.bank.embeddings[kept], tuple(names[i] for i in kept))
         return self
+
+    def _facts(self) -> dict[str, object]:
+        return {"model": type(self.model).__name__, **self.bank._facts()}
 
     def predict(
         self, images: Any, k: int = 5, batch_size: int = 64, max_unreadable: float = 0.0

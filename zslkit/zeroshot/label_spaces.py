@@ -11,6 +11,7 @@ from typing import Any
 
 from zslkit.data.files import write_text
 from zslkit.data.manifests import Manifest, list_manifests, load_manifest
+from zslkit.data.showing import Shown, some
 from zslkit.data.strict import nearest
 from zslkit.data.words import words
 
@@ -25,8 +26,8 @@ _IMAGENET = {  # timm's names of the lists in its package
 _FOLDER = "data_manifests/label_spaces"
 
 
-@dataclass(frozen=True)
-class LabelSpace:
+@dataclass(frozen=True, repr=False)
+class LabelSpace(Shown):
     """C classes with an id each, unique, and one name or more, of which prompts take the first.
 
     Raises
@@ -84,6 +85,10 @@ class LabelSpace:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _facts(self) -> dict[str, object]:
+        facts = {"name": self.name, "classes": len(self), "class_names": some(self.class_names)}
+        return facts | {"source": self.source, "sha256": self.checksum[:12]}
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON file, a class per line, for :func:`load_label_space`; give its path."""

@@ -9,12 +9,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zslkit.data.showing import one_line, some, table
+
 
 class ClassBank(NamedTuple):
     """One unit vector for each class: ``embeddings`` is (C, D), float32, in CPU memory."""
 
     embeddings: Tensor
     class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return one_line("ClassBank", self._facts())
+
+    def _repr_html_(self) -> str:
+        return table("ClassBank", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        facts = {"classes": len(self.class_names), "dimensions": self.embeddings.shape[1]}
+        return facts | {"class_names": some(self.class_names)}
 
 
 def rank_classes(image_embeddings: Tensor, bank: ClassBank, k: int) -> tuple[Tensor, Tensor]:
