@@ -131,6 +131,7 @@ def test_hit_bars_are_percentages_with_their_intervals():
 def test_hit_bars_without_intervals_and_with_no_hit_at_all():
     axes = hit_bars({"a": 0.0}, quantity="recall@10").axes[0]
     assert axes.get_xlabel() == "recall@10 (%)"
+    assert axes.get_ylim() == (1.5, -0.5)  # half a row of room beyond the first and the last
     assert axes.get_xlim()[1] > 0
     assert not axes.lines
 
