@@ -131,7 +131,6 @@ def test_hit_bars_are_percentages_with_their_intervals():
 def test_hit_bars_without_intervals_and_with_no_hit_at_all():
     axes = hit_bars({"a": 0.0}, quantity="recall@10").axes[0]
     assert axes.get_xlabel() == "recall@10 (%)"
-    assert axes.get_ylim() == (1.5, -0.5)  # half a row of room beyond the first and the last
     assert axes.get_xlim()[1] > 0
     assert not axes.lines
 
@@ -224,6 +223,7 @@ def test_dots_of_one_name_stand_in_its_row():
     assert first[:, 0].tolist() == pytest.approx([30, 50])
     assert second[0, 0] == pytest.approx(50)
     assert round(second[0, 1]) == round(first[1, 1]) == 1
+    assert axes.get_ylim() == (1.5, -0.5)  # half a row of room beyond the first and the last
     assert axes.get_xlabel() == "recall@10 (%)"
     differences = interval_dots({"": DOTS}, "difference", zero=True).axes[0]
     assert differences.get_xlabel() == "difference (points)"
