@@ -223,6 +223,7 @@ def test_dots_of_one_name_stand_in_its_row():
     assert first[:, 0].tolist() == pytest.approx([30, 50])
     assert second[0, 0] == pytest.approx(50)
     assert round(second[0, 1]) == round(first[1, 1]) == 1
+    assert axes.get_ylim() == (1.5, -0.5)  # half a row of room beyond the first and the last
     assert axes.get_xlabel() == "recall@10 (%)"
     differences = interval_dots({"": DOTS}, "difference", zero=True).axes[0]
     assert differences.get_xlabel() == "difference (points)"

@@ -167,7 +167,7 @@ def interval_dots(
         axes.axvline(0, color="black", lw=1)
     axes.set_yticks(range(len(names)), [plain_text(name, 34) for name in names])
     axes.set_xlabel(with_unit(quantity, "points" if zero and unit == "%" else unit))
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)  # first on top, and no marker on the frame
     axes.grid(axis="x", color="#E5E5E5")
     axes.set_axisbelow(True)
     bare(axes)
