@@ -432,12 +432,12 @@ def test_the_report_runs_numbered_notebooks_in_order(tmp_path, monkeypatch):
     line = ("report", "--notebooks", tmp_path, "--output-dir", tmp_path / "out")
     assert run_line(*line) == "index\n"
     paths = [tmp_path / "00_quickstart.ipynb", tmp_path / "03_train.ipynb"]
-    options = {"jobs": None, "fresh": False, "minutes": 60}
+    options = {"jobs": None, "fresh": False, "minutes": 60, "portable": False}
     assert given.pop() == (paths, tmp_path / "out", plan, options)
     failed += ["03_train"]
     output = run_line(*line, "--fresh", "--jobs", 2, "--minutes", 0.5, code=1)
     assert output == "index\nfailed: 03_train\n"
-    assert given.pop()[-1] == {"jobs": 2, "fresh": True, "minutes": 0.5}
+    assert given.pop()[-1] == {"jobs": 2, "fresh": True, "minutes": 0.5, "portable": False}
 
 
 def test_the_plan_of_the_report_fits_the_notebooks():
@@ -468,10 +468,11 @@ def test_two_runs_are_compared_in_tables(tmp_path):
     ]
 
 
-def test_a_reproduction_exits_0_only_if_all_is_equal(tmp_path, monkeypatch):
+def test_a_reproduction_exits_0_unless_something_is_different(tmp_path, monkeypatch):
     given = []
     sound = {"name": "03", "folder": "new/03", "error": "", "n_equal": 2}
-    sound |= {"differences": {}, "facts": {"package torch": ("2.13", "2.14")}}
+    sound |= {"differences": {}, "explained": {}, "origin": ["packages (torch)"]}
+    sound |= {"facts": {"package torch": ("2.13", "2.14")}}
     other = {**sound, "n_equal": 1, "differences": {"hit": ({"value": 0.5}, None)}}
     outcomes = [sound]
 
@@ -486,7 +487,7 @@ def test_a_reproduction_exits_0_only_if_all_is_equal(tmp_path, monkeypatch):
         (tmp_path, tmp_path / "new", Path("notebooks"), {"seeds": [0, 1], "data_root": "a=b"})
     ]
     assert output.splitlines() == [
-        "03: 2 metrics equal, 0 different",
+        "03: 2 metrics equal to the bit, 0 explained, 0 different",
         "",
         "Origin",
         "  what           recorded  now",
@@ -494,7 +495,15 @@ def test_a_reproduction_exits_0_only_if_all_is_equal(tmp_path, monkeypatch):
         "new results: new/03",
     ]
     outcomes[:] = [sound, other]
-    assert '  hit   {"value": 0.5}  null\n' in run_line(*line, code=1)
+    output = run_line(*line, code=1)
+    assert "  metric  recorded  95 % interval  now\n" in output
+    assert "  hit     0.5                      nothing\n" in output
+    pair = ({"value": 0.5, "low": 0.4, "high": 0.6}, {"value": 0.5000001})
+    outcomes[:] = [{**sound, "explained": {"hit@1": pair}}]
+    output = run_line(*line)
+    assert "Within their intervals and the seeds' spread, by packages (torch)\n" in output
+    assert "  hit@1   0.5       40.0% to 60.0%  0.5000001\n" in output
+    run_line(*line, "--strict", code=1)
     outcomes[:] = [{**sound, "error": "KeyError: 1"}]
     assert "failed: KeyError: 1" in run_line(*line, code=1)
 

@@ -192,6 +192,14 @@ def test_interval_curves_draw_points_limits_and_a_second_axis():
     assert list(right.lines[0].get_ydata()) == [1, 2]
 
 
+def test_an_interval_over_two_seeds_is_not_drawn():
+    points = [{"value": 0.3, "low": 0.1, "high": 0.5, "n": n} for n in (2, 3)]
+    for n, point in enumerate(points):
+        dots = interval_dots({"": {"a": point}}, "hit@1").axes[0].containers[0]
+        curve = interval_curves([1], {"a": [point]}, {}, [{"value": 1}], ("T", "y", "z"))
+        assert dots.has_xerr == curve.axes[0].containers[0].has_yerr == bool(n)
+
+
 def test_target_curves_stand_between_their_limits():
     mass, entropy, agreement = target_curves(TARGETS, 8).axes
     assert mass.lines[0].get_xydata().tolist() == [[1, 0.2], [2, 0.4]]

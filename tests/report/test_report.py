@@ -94,7 +94,7 @@ def test_published_figures_that_are_incomplete_are_refused(methods, message):
 
 
 def test_a_figure_that_fails_leaves_the_earlier_one(tmp_path):
-    path = record({"a": 1.0}, None, tmp_path, figures={"bars": hit_bars(["a"], [0.5])}).parent
+    path = record({"a": 1.0}, None, tmp_path, figures={"bars": hit_bars({"a": 0.5})}).parent
     before = (path / "bars.png").read_bytes()
 
     class Broken:
@@ -114,12 +114,13 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("index")
     texts = {
         "01_run": "# Does <script>alert(1)</script> it *work*?\n\nIs `1 + 1` two?\n\nMore text.",
-        "02_sweep": "# Which is best?",
+        "02_sweep": "# Which is best?\n\nOf all?",
         "03_bad": "# What breaks?",
         "04_blocked": "# And then?",
     }
     for name, text in texts.items():
-        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        texts_of = (text, "**Figure 2.** How far <i>bars</i> go.")
+        book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_markdown_cell, texts_of)])
         nbformat.write(book, folder / f"{name}.ipynb")
     for name in ("01_run", "02_sweep", "03_bad"):
         (folder / f"{name}.html").touch()
@@ -127,12 +128,16 @@ def page(tmp_path_factory):
     write_card(folder / "01_run", run_of(train_split="<i>train</i>"))
     figures = {f"bars_{number}": hit_bars({"a": 0.5}) for number in range(5)}
     extra = {"advice": ["Look at <b>this</b>."]}
-    record({"<b> hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra)
-    (folder / "01_run" / "bars_1.png").unlink()  # someone has tidied up
+    headline = {"sentence": "It is <b>so</b>.", "metric": "hit@1", **HIT, "over": "80 images"}
+    headline |= {"figure": "bars_2", "number": 2}
+    del headline["n"]
+    record({"<b> hit@1": HIT}, RunConfig(), folder / "01_run", figures=figures, extra=extra,
+           headline=headline)  # fmt: skip
     for seed in (0, 1):
         (folder / "02_sweep" / "InfoNCE" / f"seed-{seed}").mkdir(parents=True)
         write_card(folder / "02_sweep" / "InfoNCE" / f"seed-{seed}", run_of(seed=seed))
-    record({"loss": 1.5}, RunConfig(), folder / "02_sweep")
+    record({"loss": 1.5}, RunConfig(), folder / "02_sweep", figures=figures)
+    (folder / "02_sweep" / "bars_0.png").unlink()  # someone has tidied up
     how = {
         "01_run": {"error": "", "minutes": 2.25},
         "02_sweep": {"error": "", "minutes": 1.0, "unchanged": "2020-02-02"},
@@ -148,7 +153,11 @@ def page(tmp_path_factory):
 def test_index_shows_titles_states_and_values(page):
     html = page.read_text("utf-8")
     assert "Does &lt;script&gt;alert(1)&lt;/script&gt; it work?" in html
-    assert "Is 1 + 1 two?" in html
+    assert "Is 1 + 1 two?" not in html  # its answer stands there
+    assert "Of all?" in html
+    assert "It is &lt;b&gt;so&lt;/b&gt;." in html
+    assert '<span class="number">50.0%</span> hit@1' in html
+    assert "95 % interval 40.0% to 60.0%, over 80 images · chance 5.0%" in html
     assert "More text." not in html
     assert "4 notebooks" in html
     assert "2 failed" in html
@@ -156,7 +165,7 @@ def test_index_shows_titles_states_and_values(page):
     assert "KeyError: no &lt;i&gt;such&lt;/i&gt; key" in html
     assert "not run: it reads the results of 03_bad, which failed" in html
     row = "<td>&lt;b&gt; hit@1</td><td>50.0%</td><td>40.0% to 60.0%</td><td>80</td><td>5.0%</td>"
-    assert html.count(row) == 2  # among all results, and in the card
+    assert html.count(row) == 1  # in the card; no dump of metrics
     assert "2.2 min" in html
     assert "unchanged since 2020-02-02" in html
     assert "1.0 min" not in html
@@ -164,11 +173,14 @@ def test_index_shows_titles_states_and_values(page):
 
 def test_index_stands_alone(page):
     html = page.read_text("utf-8")
-    assert html.count("data:image/png;base64,") == 3  # of those that are there
+    assert html.count("data:image/png;base64,") == 2  # of those that are there
+    assert html.count('class="zslkit-figure"') == 2
+    assert "Figure 2. How far &lt;i&gt;bars&lt;/i&gt; go.</p>" in html
     assert "<script" not in html
     links = re.findall(r'href="([^"]+)"', html)
     assert "03_bad.html" in links
     assert "04_blocked.html" not in links
+    assert {"01_run/bars_2.png", "02_sweep/bars_1.png"} < set(links)
     for link in links:
         assert (page.parent / link).is_file()
 
@@ -179,6 +191,22 @@ def test_index_holds_the_card_of_a_run_but_only_counts_those_of_a_sweep(page):
     assert "4,096 of toy / &lt;i&gt;train&lt;/i&gt;" in html
     assert "<li>Look at &lt;b&gt;this&lt;/b&gt;.</li>" in html
     assert "2 runs, each with a card" in html
+
+
+def test_the_page_says_first_what_the_data_are(page):
+    html = page.read_text("utf-8")
+    assert html.index("What the data are") < html.index("It is &lt;b&gt;so")
+    assert "<b>Toy scenes</b> (train: 4,096, dev: 480, test: 960, seen: 960)." in html
+    assert html.count("<b>Toy scenes</b>") == 1
+    assert "<b>They cannot\nshow</b> how good a method is on photographs" in html
+
+
+def test_photographs_are_not_said_to_be_drawn(tmp_path):
+    results = {"config": {"manifest": "flickr8k", "zeroshot_manifest": "gone"}, "versions": {}}
+    entry = {"name": "01", "title": "T", "error": "", "results": results | {"machine": {}}}
+    html = write_index([entry], tmp_path / "index.html").read_text("utf-8")
+    assert "What the data are" in html
+    assert "cannot" not in html
 
 
 def test_an_index_without_results(tmp_path):

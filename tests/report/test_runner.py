@@ -61,9 +61,11 @@ def built(tmp_path_factory):
         "metrics = {'hit': 0.25 * factor, 'threads': int(os.environ['OMP_NUM_THREADS'])}\n"
         "report.record(metrics, {'seed': 1}, output_dir, figures={'bars': figure})\n"
         "figure",
+        "import sys\nprint('step 1/9, epoch 1: loss 4')\nprint('a finding')\n"
+        "print('some library warns', file=sys.stderr)\nobject()",
         "from IPython.display import HTML\nHTML('<script src=\"https://cdn.example/x.js\"></script>')",
         "HTML('<iframe srcdoc=\"&lt;p id=&quot;map&quot;&gt;Here&lt;/p&gt;\"></iframe>')",
-        "# Formula $x^2$",
+        "# Formula $x^2$\n\n$$a < b$$",
     )
     bad = notebook(
         folder / "02_bad.ipynb",
@@ -132,6 +134,20 @@ def test_a_page_keeps_figures_and_embedded_documents(built):
     assert 'src="data:image/png;base64,' in html
     (document,) = re.findall(r"<iframe srcdoc=('|\")(.*?)\1></iframe>", html)
     assert unescape(document[1]) == '<p id="map">Here</p>'
+
+
+def test_a_page_is_for_readers(built):
+    html = (built.index.parent / "01_good.html").read_text("utf-8")
+    assert "<title>Does it work?</title>" in html
+    assert '<a href="index.html">' in html
+    assert html.count('<details class="code">') == 6  # injected parameters too; none is open
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport"' in html
+    assert "a finding" in html
+    assert '<div class="math">a &lt; b</div>' in html
+    outputs = re.sub(r"<details.*?</details>", "", html, flags=re.DOTALL)
+    for noise in ("step 1/9", "some library warns", "object at 0x", "PosixPath", "<script"):
+        assert noise not in outputs
 
 
 @pytest.fixture
@@ -329,7 +345,7 @@ def test_results_are_reproduced_bit_for_bit(recorded, tmp_path):
     (outcome,) = reproduce(recorded / "out" / "01_a", tmp_path / "new", recorded)
     assert outcome == {
         **{"name": "01_a", "error": "", "n_equal": 1, "differences": {}},
-        **{"folder": tmp_path / "new" / "01_a", "facts": {}},
+        **{"folder": tmp_path / "new" / "01_a", "facts": {}, "explained": {}, "origin": []},
     }
     again = load_results(outcome["folder"])
     assert again["metrics"]["hit"] == results["metrics"]["hit"]

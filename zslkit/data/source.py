@@ -61,6 +61,8 @@ class Source:
     """Whether :meth:`raw` gives image files."""
     left_out: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Keys of incomplete rows, by what is wrong with them."""
+    faults: tuple[str, ...] = ()
+    """What was wrong with files, in words."""
 
     def __init__(self, rows, paths=(), class_names=(), labels=(), scenes: ToyScenes | None = None):
         complete = np.array([any(row[1]) and isinstance(row[2], tuple) for row in rows], dtype=bool)
@@ -70,7 +72,6 @@ class Source:
             why = "no caption" if isinstance(place, tuple) else place or "no image"
             self.left_out.setdefault(why, []).append(key)
         self.skipped = tuple(row[0] for row in compress(rows, ~complete))
-        self.faults: tuple[str, ...] = ()  # what was wrong with files, in words
         self.keys = np.array([row[0] for row in whole], dtype=STRING)
         captions = [[text for text in row[1] if text] for row in whole]
         bounds = np.cumsum([0, *map(len, captions)])

@@ -125,7 +125,8 @@ def _look(source: Source) -> tuple[list[str], np.ndarray]:
         return _sha256(data), difference_hash(data) if n <= MAX_LOOKED_AT else 0
 
     with ThreadPoolExecutor() as pool:
-        seen = tqdm(pool.map(look, range(n)), "splitting", n, leave=False, delay=2, unit="image")
+        options = {"leave": False, "delay": 2, "unit": "image"}
+        seen = tqdm(pool.map(look, range(n)), "splitting", n, disable=None, **options)
         found = list(seen)
     return [checksum for checksum, _ in found], np.array([bits for _, bits in found], np.uint64)
 

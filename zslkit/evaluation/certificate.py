@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
+from zslkit.data.files import whole, write_text
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.training import dist
 from zslkit.training.batches import TrainingData
@@ -192,7 +193,7 @@ def _in_processes(config: RunConfig, processes: int) -> dict[str, Tensor]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         job, output = Path(folder, "config.json"), Path(folder, "found.pt")
-        job.write_text(config.model_dump_json())
+        write_text(job, config.model_dump_json())
         free.close()
         package = Path(__file__).parents[2]
         search = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
@@ -240,7 +241,8 @@ def main(job: str, output: str) -> None:
         sys.stderr.flush()
         os._exit(1)  # an orderly end would wait for the other processes
     if dist.rank() == 0:
-        torch.save(found, output)
+        with whole(output) as temporary:
+            torch.save(found, temporary)
     torch.distributed.destroy_process_group()
 
 

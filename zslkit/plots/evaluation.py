@@ -91,7 +91,8 @@ def reliability_diagram(reliability: Mapping[str, Any]) -> Figure:
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 100], [0, 100], ls="--", color="grey", label="calibrated")
     label = f"model, expected calibration error {100 * reliability['ece']:.1f} points"
-    axes.plot(100 * confidence, 100 * accuracy, "o-", color=BLUE, label=label)
+    line = {"color": BLUE, "label": label, "clip_on": False, "zorder": 3}  # markers stay whole
+    axes.plot(100 * confidence, 100 * accuracy, "o-", **line)
     axes.set(ylabel="right (%)", xlim=(0, 100), ylim=(0, 102))
     axes.legend(frameon=False, fontsize=8)
     counts.bar(100 * confidence, n, width=6, color=PALE_GREY, edgecolor="grey")

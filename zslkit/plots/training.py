@@ -105,7 +105,8 @@ def interval_curves(
 ) -> Figure:
     """Draw estimates with intervals over a logarithmic x, limits across, and a second quantity.
 
-    Each point of a curve is a mapping with value, low and high; ``second`` has its own axis on
+    Each point of a curve is a mapping with value, low and high, drawn as a point alone where its
+    ``n`` is below three; ``second`` has its own axis on
     the right. ``labels`` name x, the estimates, whose ``unit`` joins them, and the second
     quantity. Fractions are shown in percent, "%"; values of another unit as they are.
     """
@@ -117,7 +118,7 @@ def interval_curves(
             factor * np.array([point[key] for point in points]) for key in ("value", "low", "high")
         )
         style = {"color": colour, "marker": marker, "capsize": 3, "label": name}
-        axes.errorbar(x, value, np.abs([low - value, high - value]), **style)
+        axes.errorbar(x, value, _arms(points, value, low, high), **style)
     for (name, limit), style in zip(limits.items(), (":", "-."), strict=False):
         axes.axhline(factor * limit["value"], color="black", ls=style, lw=1, label=name)
     axes.set(xscale="log", xlabel=labels[0], ylabel=plain_text(with_unit(labels[1], unit), 36))
@@ -140,7 +141,8 @@ def interval_dots(
 ) -> Figure:
     """Draw estimates with intervals, one row per name and one colour and marker per series.
 
-    ``series`` maps a legend to (name to estimate with value, low and high). Fractions, "%", are
+    ``series`` maps a legend to (name to estimate with value, low and high); below an ``n`` of
+    three only points are drawn. Fractions, "%", are
     shown in percent, or for differences (``zero``) in points beside a line at zero; values of
     another ``unit`` as they are.
     """
@@ -158,8 +160,8 @@ def interval_dots(
         )
         places = [names.index(name) + shift for name in estimates]
         axes.errorbar(
-            value, places, xerr=np.abs([low - value, high - value]), fmt=marker, color=colour,
-            capsize=3, ms=5, label=legend,
+            value, places, xerr=_arms([*estimates.values()], value, low, high), fmt=marker,
+            color=colour, capsize=3, ms=5, label=legend,
         )  # fmt: skip
     if zero:
         axes.axvline(0, color="black", lw=1)
@@ -172,6 +174,13 @@ def interval_dots(
     if len(series) > 1:
         figure.legend(loc="outside upper center", ncols=len(series), frameon=False, fontsize=9)
     return figure
+
+
+def _arms(points: Sequence[Mapping[str, float]], value, low, high) -> np.ndarray | None:
+    """Give the whiskers' lengths (2, K); none where fewer than three seeds made the interval."""
+    if any(point.get("n", 3) < 3 for point in points):
+        return None
+    return np.abs([low - value, high - value])
 
 
 def target_matrix(

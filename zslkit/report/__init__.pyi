@@ -3,6 +3,8 @@
 from . import cards as cards
 from . import comparison as comparison
 from . import execute as execute
+from . import findings as findings
+from . import headline as headline
 from . import index as index
 from . import notebook as notebook
 from . import options as options
@@ -13,6 +15,7 @@ from . import run_folder as run_folder
 from . import runner as runner
 from . import sweep as sweep
 from . import tables as tables
+from . import verdicts as verdicts
 from .cards import card as card
 from .cards import card_markdown as card_markdown
 from .cards import load_results as load_results
@@ -23,6 +26,15 @@ from .comparison import comparison_tables as comparison_tables
 from .comparison import differing as differing
 from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
+from .findings import MIN_SEEDS as MIN_SEEDS
+from .findings import calibration_words as calibration_words
+from .findings import compared_words as compared_words
+from .findings import soft_label_words as soft_label_words
+from .findings import verdict as verdict
+from .headline import Headline as Headline
+from .headline import caption_of as caption_of
+from .headline import headline_words as headline_words
+from .headline import read_headline as read_headline
 from .index import describe as describe
 from .index import write_index as write_index
 from .notebook import SECTIONS as SECTIONS
@@ -38,7 +50,6 @@ from .provenance import installed as installed
 from .provenance import machine as machine
 from .provenance import peak_memory as peak_memory
 from .provenance import source_checksum as source_checksum
-from .reproduction import TIMINGS as TIMINGS
 from .reproduction import reproduce as reproduce
 from .results import PUBLISHED as PUBLISHED
 from .results import Published as Published
@@ -67,5 +78,10 @@ from .tables import escaped as escaped
 from .tables import estimate_row as estimate_row
 from .tables import filled as filled
 from .tables import flat as flat
+from .tables import notebook_texts as notebook_texts
 from .tables import pair_rows as pair_rows
 from .tables import table_line as table_line
+from .tables import title_of as title_of
+from .verdicts import TIMINGS as TIMINGS
+from .verdicts import judge as judge
+from .verdicts import seed_spreads as seed_spreads

@@ -70,9 +70,26 @@ def comparison_tables(compared: Mapping[str, Any]) -> dict[str, Table]:
 
 
 def outcome_tables(found: Mapping[str, Any]) -> dict[str, Table]:
-    """Word what ``notebooks.reproduce`` found as tables by title."""
-    parts, header = {"Metrics": "differences", "Origin": "facts"}, ["what", "recorded", "now"]
-    return filled({title: [header, *pair_rows(found[key])] for title, key in parts.items()})
+    """Word what :func:`~zslkit.report.reproduce` found of one notebook as tables by title."""
+    explained = f"Within their intervals and the seeds' spread, by {', '.join(found['origin'])}"
+    parts = {"Different": "differences", explained: "explained"}
+    tables = {
+        title: [["metric", "recorded", "95 % interval", "now"], *_outcome_rows(found[key])]
+        for title, key in parts.items()
+    }
+    return filled(tables | {"Origin": [["what", "recorded", "now"], *pair_rows(found["facts"])]})
+
+
+def _outcome_rows(pairs: Mapping[str, tuple]) -> Table:
+    """Word metrics before and after; where rounding hides what differs, to the last digit."""
+    rows = []
+    for name, (old, new) in pairs.items():
+        words = [estimate_row(name, one)[1:3] if one else ["nothing", ""] for one in (old, new)]
+        (before, interval), (after, _) = words
+        if before == after and old["value"] != new["value"]:
+            before, after = repr(old["value"]), repr(new["value"])
+        rows.append([metric_label(name), before, interval, after])
+    return rows
 
 
 def facts(results: Mapping[str, Any]) -> dict[str, Any]:

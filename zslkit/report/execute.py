@@ -3,6 +3,7 @@
 A process of its own, so that a kernel that dies or hangs harms no other notebook.
 """
 
+import html
 import json
 import re
 import sys
@@ -11,11 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.data.files import project_root, write_text
+from zslkit.report.tables import TEMPLATES, title_of
+
+_NOISE = re.compile(
+    r"^(step \d+/\d+, epoch|.*\d+%\|)|\bobject at 0x[0-9a-f]+|^(Posix|Windows)Path\(", re.MULTILINE
+)
+"""Progress, addresses of objects, and where results were written: nothing for a reader."""
+_FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 
 
 def _execute_and_export(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> str:
     """Run a notebook in this process, write it as ``.ipynb`` and ``.html``; give its error."""
-    import nbformat
     import papermill
 
     error = ""
@@ -27,23 +34,66 @@ def _execute_and_export(notebook: Path, target: Path, parameters: Mapping[str, A
     except Exception as failure:  # also a dead kernel leaves a page of what it did
         in_cell = isinstance(failure, papermill.PapermillExecutionError)
         error = f"{failure.ename}: {failure.evalue}" if in_cell else repr(failure)
-    html = _offline_html(nbformat.read(target, as_version=4), target.stem)
-    write_text(target.with_suffix(".html"), html)
+    export(target)
     return error
 
 
-def _offline_html(notebook: Any, name: str) -> str:
-    """Export a notebook without the scripts that nbconvert's template loads from the network."""
-    from jinja2 import DictLoader
-    from nbconvert import HTMLExporter
+def export(executed: Path) -> Path:
+    """Write the page of an executed notebook beside it: for readers, without network or kernel."""
+    import nbformat
 
+    notebook = nbformat.read(executed, as_version=4)
+    page = executed.with_suffix(".html")
+    write_text(page, _offline_html(_tidy(notebook), executed.stem, title_of(executed)[0]))
+    return page
+
+
+def _tidy(notebook: Any) -> Any:
+    """Take out what only a running kernel or a terminal has a use for."""
     notebook.metadata.pop("widgets", None)  # their plain-text stand-ins are shown
-    blocks = ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs")
-    without = "".join(f"{{% block {block} %}}{{% endblock %}}" for block in blocks)
-    loader = DictLoader({"offline.html.j2": "{% extends 'lab/index.html.j2' %}" + without})
-    exporter = HTMLExporter(extra_loaders=[loader], template_file="offline.html.j2")
-    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
-    return re.sub(r"<script[^>]*\ssrc=[\"']?(https?:)?//[^>]*>\s*</script>", "", html)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":  # without MathJax a formula is read as it was written
+            cell.source = _FORMULA.sub(_as_written, cell.source)
+        elif cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _is_for_readers(output)]
+    return notebook
+
+
+def _as_written(formula: re.Match) -> str:
+    return f'<div class="math">{html.escape(formula[1].strip())}</div>'
+
+
+def _is_for_readers(output: Any) -> bool:
+    """Tell whether a page shows an output, from which progress and live views are removed."""
+    if output.output_type == "stream":
+        lines = output.text.splitlines(keepends=True)
+        output.text = "".join(line for line in lines if not _NOISE.search(line))
+        return output.name == "stdout" and bool(output.text.strip())  # the other has warnings
+    if output.output_type == "error":
+        return True
+    views = [kind for kind in output.data if kind.startswith("application/vnd.jupyter.widget")]
+    for kind in views:
+        del output.data[kind]
+    return [*output.data] != ["text/plain"] or not _NOISE.search(output.data["text/plain"])
+
+
+def _offline_html(notebook: Any, name: str, title: str) -> str:
+    """Export a notebook by the report's own template; scripts from a network are taken out."""
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    styles = [(TEMPLATES / "page.css").read_text("utf-8")]
+    styles += [HtmlFormatter(style="default").get_style_defs(".highlight")]
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
+    style = "\n".join([*styles, f"@media (prefers-color-scheme: dark) {{ {dark} }}"])
+    exporter = HTMLExporter(
+        extra_template_basedirs=[str(TEMPLATES)],
+        template_file=str(TEMPLATES / "notebook.html.j2"),
+        exclude_anchor_links=True,
+    )
+    resources = {"metadata": {"name": name, "title": title}, "zslkit": {"style": style}}
+    page, _ = exporter.from_notebook_node(notebook, resources)
+    return re.sub(r"<script[^>]*\ssrc=[\"']?(https?:)?//[^>]*>\s*</script>", "", page)
 
 
 if __name__ == "__main__":

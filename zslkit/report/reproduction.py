@@ -5,14 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.data.strict import check_names
-from zslkit.evaluation.registry import metric_facts
 from zslkit.report.cards import load_results
-from zslkit.report.comparison import differing, facts
 from zslkit.report.runner import Job, declared_parameters, follow, run_notebook
-from zslkit.report.tables import flat
-
-TIMINGS = ("s", "MB", "items/s")
-"""Units of metrics that no second run repeats."""
+from zslkit.report.verdicts import judge, seed_spreads
 
 
 def reproduce(
@@ -39,9 +34,9 @@ def reproduce(
     Yields
     ------
     dict
-        ``name``, new ``folder``, ``error`` of the notebook, ``n_equal`` metrics, ``differences``
-        (metric to both estimates; timings are not compared) and ``facts`` that differ: data,
-        code, packages, machine.
+        ``name``, new ``folder``, ``error`` of the notebook, and the verdicts that
+        :func:`~zslkit.report.verdicts.judge` gives: ``n_equal`` metrics, ``explained`` and
+        ``differences`` (metric to both estimates), ``origin`` and ``facts`` that differ.
 
     Raises
     ------
@@ -54,32 +49,18 @@ def reproduce(
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"output_dir={str(folder)!r} holds files: a sweep would find old runs")
     jobs = _jobs_again(recorded, folder.resolve(), Path(notebooks), changes or {})
+    spreads = seed_spreads([*recorded.values()])
     folder.mkdir(parents=True, exist_ok=True)
     for name, job in jobs.items():
         print(f"{name}: started", flush=True)
         error = run_notebook(job, recorded[name]["machine"]["threads"])
-        outcome = {"name": name, "folder": job.folder, "n_equal": 0, "differences": {}, "facts": {}}
+        outcome = {"name": name, "folder": job.folder, "n_equal": 0, "origin": []}
+        outcome |= {"explained": {}, "differences": {}, "facts": {}}
         if (job.folder / "results.json").is_file():
-            outcome |= _outcome(recorded[name], load_results(job.folder))
+            outcome |= judge(recorded[name], load_results(job.folder), spreads)
         else:
             error = error or "the notebook left no results in its output_dir"
         yield outcome | {"error": error}
-
-
-def _outcome(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare results bit for bit, timings aside, and say what else is not the same."""
-    old, new = (
-        {
-            name: numbers
-            for name, numbers in flat(results["metrics"])
-            if metric_facts(name).unit not in TIMINGS
-        }
-        for results in (before, after)
-    )
-    differences = differing(old, new)
-    n_equal = len(old.keys() & new.keys() - differences.keys())
-    changed = differing(facts(before), facts(after))
-    return {"n_equal": n_equal, "differences": differences, "facts": changed}
 
 
 def _recorded(report: Path) -> dict[str, dict[str, Any]]:

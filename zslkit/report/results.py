@@ -12,6 +12,7 @@ from pydantic import model_validator
 from zslkit.data.files import portable, whole, write_json
 from zslkit.data.strict import Strict
 from zslkit.report.cards import read_run, write_card
+from zslkit.report.headline import read_headline
 from zslkit.report.provenance import provenance
 
 
@@ -50,6 +51,7 @@ def record(
     output_dir: str | Path,
     *,
     figures: Mapping[str, Any] | None = None,
+    headline: Mapping[str, Any] | None = None,
     extra: Any = None,
     notebook: str | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -67,6 +69,9 @@ def record(
         last part.
     figures : mapping, optional
         Names to Figures, saved as ``NAME.png``.
+    headline : mapping, optional
+        The answer as the first page of a report shows it, with the fields of
+        :class:`~zslkit.report.headline.Headline`: ``sentence``, ``metric``, ``value``, ...
     extra : mapping or dataclass, optional
         Anything that JSON holds, such as a run's ``facts``.
     notebook, parameters : str and mapping, optional
@@ -76,7 +81,8 @@ def record(
     Raises
     ------
     ValueError
-        For a metric that is no finite number, or a figure whose name is no plain file name.
+        For a metric that is no finite number, a headline that is not sound, or a figure whose
+        name is no plain file name.
     """
     folder, figures, extra = Path(output_dir), figures or {}, extra or {}
     extra = asdict(extra) if is_dataclass(extra) else extra
@@ -87,6 +93,8 @@ def record(
         "parameters": portable(given),
         "metrics": _numbers(metrics, "metrics"),
         "figures": {name: f"{name}.png" for name in figures},
+        "photos": [name for name in figures if getattr(figures[name], "has_photos", False)],
+        "headline": read_headline(headline, [*figures]) if headline else None,
         "extra": portable(extra),
         **provenance(config),
     }

@@ -3,11 +3,15 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from zslkit.evaluation.registry import metric_facts, metric_label
 
 Table = list[list[str]]
+
+TEMPLATES = Path(__file__).with_name("templates")
+"""Of the report's pages."""
 
 
 ESTIMATE = ["metric", "value", "95 % interval", "n", "chance"]
@@ -57,3 +61,17 @@ def escaped(text: str) -> str:
 def table_line(cells: Sequence[str]) -> str:
     """Write one row of a Markdown table."""
     return f"| {' | '.join(map(escaped, cells))} |"
+
+
+def notebook_texts(notebook: Path) -> list[str]:
+    """Read the Markdown cells of a notebook's file."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
+def title_of(notebook: Path) -> tuple[str, str]:
+    """Give a notebook's title and the paragraph below it, without marks."""
+    texts = notebook_texts(notebook)
+    text = next((text for text in texts if text.startswith("# ")), f"# {notebook.stem}")
+    title, _, body = re.sub("[*`]", "", text[2:]).partition("\n")
+    return title, body.strip().split("\n\n")[0]

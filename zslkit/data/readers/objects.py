@@ -150,9 +150,8 @@ def _encoded(image: Any) -> bytes:
     from PIL import Image
 
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    picture.save(stream := io.BytesIO(), "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def _digest(value: Any) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zslkit.data.files import write_json
 from zslkit.data.readers import tars
 from zslkit.data.readers.tars import END, Samples
 
@@ -94,7 +95,7 @@ def _scan_all(paths: list[Path], caption_field: str | None) -> Samples:
             shards = [(int(n), str(paths[n].absolute())) for n in np.flatnonzero(shares == worker)]
             if not shards:
                 continue
-            job.write_text(json.dumps({"caption_field": caption_field, "shards": shards}))
+            write_json(job, {"caption_field": caption_field, "shards": shards})
             command = [sys.executable, "-m", tars.__name__, str(job), str(output)]
             process = subprocess.Popen(
                 command, env=os.environ | {"PYTHONPATH": search}, stderr=subprocess.PIPE
