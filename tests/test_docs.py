@@ -169,20 +169,21 @@ def test_every_block_runs(page, session, words, tiny_settings, monkeypatch):
     for table in ("my.csv", "my_photos.csv"):
         if f"manifest {table}" in text:
             photos_with_everything_wrong(session, table)
-    preset = zk.RunConfig.preset
-    small = {**tiny_settings, "max_steps": 2}
-    monkeypatch.setattr(
-        zk.RunConfig, "preset", lambda name="toy", **changes: preset(name, **{**changes, **small})
-    )
+    preset, small = zk.RunConfig.preset, {**tiny_settings, "max_steps": 2}
+
+    def small_preset(name="toy", **changes):
+        return preset(name, **{**changes, **small})
+
     names = {"__name__": "__main__"}
     for language, block, line in found:
         if language == "python":
-            # In its own place, so that a traceback names the line of the page.
-            exec(compile("\n" * (line - 1) + block, page, "exec"), names)
+            code = "\n" * (line - 1) + block  # so that a traceback names the line of the page
+            with monkeypatch.context() as patch:
+                patch.setattr(zk.RunConfig, "preset", small_preset)
+                exec(compile(code, page, "exec"), names)
         elif language in COMMANDS:
             for command in commands_of(block):
                 if command not in NOT_RUN:
-                    monkeypatch.setattr(zk.RunConfig, "preset", preset)
                     run_command(command, words)
 
 

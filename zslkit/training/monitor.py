@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,9 +38,10 @@ class Monitor:
         from tqdm.auto import tqdm
 
         self.started = time.perf_counter()
+        seen = sys.stderr.isatty() or "ipykernel" in sys.modules  # a log would hold its remains
         self.bar = tqdm(
             total=self.total_steps, initial=self.first, desc="training", unit="step",
-            disable=self.quiet, leave=False,
+            disable=self.quiet or not seen, leave=False,
         )  # fmt: skip
         self.file = self.events = None
         if not self.quiet:
