@@ -5,8 +5,10 @@ from . import freezing as freezing
 from . import image as image
 from . import small_text as small_text
 from . import text as text
+from .dual import TEXT_TOWERS as TEXT_TOWERS
 from .dual import DualEncoder as DualEncoder
 from .dual import build_dual_encoder as build_dual_encoder
+from .image import IMAGE_LIBRARIES as IMAGE_LIBRARIES
 from .image import ImageTower as ImageTower
 from .image import ImageTransform as ImageTransform
 from .small_text import SmallTextEncoder as SmallTextEncoder

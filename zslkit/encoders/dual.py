@@ -11,9 +11,19 @@ from zslkit.config import ModelSettings, RunConfig, parse_tower_mode
 from zslkit.data.kinds import CONTRASTIVE_LOSSES
 from zslkit.encoders.freezing import freeze
 from zslkit.encoders.image import ImageTower, ImageTransform
+from zslkit.encoders.small_text import SmallTextEncoder
 from zslkit.encoders.text import TextTower
 from zslkit.zeroshot.models.saving import Saves
 from zslkit.zeroshot.models.towers import load_tower
+
+TEXT_TOWERS: dict[str, Callable[[str, str, int], nn.Module]] = {
+    "small": lambda name, weights, max_tokens: SmallTextEncoder(max_tokens=max_tokens)
+}
+"""Text towers that are no transformers, by the word before the colon of ``text_encoder``.
+
+Functions of ``text_encoder``, ``text_weights`` and ``max_tokens``; a tower maps B texts to (B, F)
+features and says F as ``feature_dim``. Add yours.
+"""
 
 
 class DualEncoder(Saves, nn.Module):
@@ -126,12 +136,11 @@ def build_dual_encoder(config: RunConfig) -> DualEncoder:
         image_tower = load_tower(config, "image") or ImageTower(
             config.image_encoder, config.image_weights
         )
-        if config.text_encoder == "small":
-            from zslkit.encoders.small_text import SmallTextEncoder
-
-            text_tower = SmallTextEncoder(max_tokens=config.max_tokens)
-        elif not (text_tower := load_tower(config, "text")):
-            text_tower = TextTower(config.text_encoder, config.text_weights, config.max_tokens)
+        text = config.text_encoder, config.text_weights, config.max_tokens
+        if build := TEXT_TOWERS.get(config.text_encoder.partition(":")[0]):
+            text_tower = build(*text)
+        else:
+            text_tower = load_tower(config, "text") or TextTower(*text)
         return DualEncoder(image_tower, text_tower, config)
 
 

