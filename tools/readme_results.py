@@ -43,7 +43,7 @@ def single_runs():
         ("flickr8k/03_laptop", "Flickr8k, preset `laptop`"),
         (
             "flickr8k/03_train",
-            "Flickr8k, `laptop` with another image tower, as in the tables below",
+            "Flickr8k, `laptop` with the image tower of the tables below",
         ),
     ):
         results = load(name)
