@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from zslkit.data.kinds import KINDS, SOFT_TARGETS
+from zslkit.data.kinds import KINDS, Kind
 from zslkit.data.noise import CaptionNoise
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
@@ -191,7 +191,7 @@ class ObjectiveSettings(_Section):
     @field_validator("contrastive_loss", "soft_targets")
     @classmethod
     def _known_kind(cls, value: str, info: Any) -> str:
-        return KINDS[info.field_name][value].name
+        return kind_of(info.field_name, value).name
 
     @model_validator(mode="after")
     def _objective_fits_together(self) -> "ObjectiveSettings":
@@ -207,7 +207,7 @@ class ObjectiveSettings(_Section):
     def needs_teacher(self) -> bool:
         """Whether soft targets or pair weights come from a teacher."""
         judges = self.pair_trust and self.trust_judge == "teacher"
-        return judges or SOFT_TARGETS[self.soft_targets].needs_teacher
+        return judges or kind_of("soft_targets", self.soft_targets).needs_teacher
 
     @property
     def start(self) -> str:
@@ -359,6 +359,19 @@ def _read_presets() -> dict[str, dict[str, Any]]:
 
 PRESETS = _read_presets()
 """Named sets of values, as ``presets.json`` describes them."""
+
+
+def kind_of(setting: str, name: str) -> Kind:
+    """Give the row of a kind of contrastive loss or soft targets.
+
+    Raises
+    ------
+    ValueError
+        If there is none of this name, with the nearest ones.
+    """
+    import zslkit.targets  # late, as torch takes seconds; it defines the library's own  # noqa: F401
+
+    return KINDS[setting][name]
 
 
 def parse_tower_mode(mode: str, field: str = "tower") -> int | None:

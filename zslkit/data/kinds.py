@@ -9,7 +9,6 @@ import inspect
 import pickle
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from zslkit.data.strict import nearest
@@ -138,9 +137,6 @@ class Kinds(dict[str, Kind]):
         KINDS[setting] = self
 
     def __missing__(self, name: str) -> Kind:
-        import_module("zslkit.targets")  # the library's own kinds; late, as torch takes seconds
-        if name in self:
-            return self[name]
         raise ValueError(
             f"no {self.what} is called {name!r} (one of your own is defined before its use, in "
             f"every process, by @zk.{self.decorator}({str(name)!r})); {nearest(name, self)}"

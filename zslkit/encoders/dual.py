@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zslkit.config import ModelSettings, RunConfig, parse_tower_mode
-from zslkit.data.kinds import CONTRASTIVE_LOSSES
+from zslkit.config import ModelSettings, RunConfig, kind_of, parse_tower_mode
 from zslkit.encoders.freezing import freeze
 from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.small_text import SmallTextEncoder
@@ -49,7 +48,7 @@ class DualEncoder(Saves, nn.Module):
         self.log_distillation_scale = nn.Parameter(
             log_scale.clone(), requires_grad=config.learn_logit_scale
         )
-        if CONTRASTIVE_LOSSES[config.contrastive_loss].learned_bias:
+        if kind_of("contrastive_loss", config.contrastive_loss).learned_bias:
             # Zhai et al. start at -10, the logarithm of their 32k batch's base rate
             base_rate = -math.log(config.batch_size - 1)
             bias = base_rate if config.logit_bias is None else config.logit_bias
