@@ -148,6 +148,15 @@ def test_importing_the_library_imports_nothing_heavy():
     assert HEAVY & loaded == set()
 
 
+def test_the_command_line_answers_without_anything_heavy():
+    """Help within a second: torch alone takes longer."""
+    script = "import sys, zslkit.__main__; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert {"torch", "numpy", "pandas", "timm"} & set(done.stdout.split()) == set()
+
+
 def code_lines(source):
     """Lines that hold code: no blank lines, comments or docstrings."""
     quiet = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from zslkit.data.kinds import KINDS, Kind
-from zslkit.data.noise import CaptionNoise
+from zslkit.data.schema import CaptionNoise
 from zslkit.data.strict import Strict, as_list, check_names, explain, nearest
 from zslkit.zeroshot.prompts import find_templates
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
+from zslkit.data.schema import CaptionNoise
 from zslkit.data.source import STRING, Groups
 
-CaptionNoise = Literal["image", "caption", "similar", "words", "boilerplate"]
 KINDS = get_args(CaptionNoise)
 _NEIGHBOURS = 10  # of a caption, from which a similar wrong one is drawn
 _BOILERPLATE = "a photo from the web"

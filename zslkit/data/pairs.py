@@ -17,9 +17,10 @@ from torch import Tensor
 from zslkit.data.files import find_files
 from zslkit.data.images import BrokenImageError, to_pil
 from zslkit.data.manifests import Manifest, load_manifest
-from zslkit.data.noise import CaptionNoise, plant, read_indices
+from zslkit.data.noise import plant, read_indices
 from zslkit.data.readers import reader_of
 from zslkit.data.sampling import check_broken
+from zslkit.data.schema import CaptionNoise
 from zslkit.data.showing import SHOWN, Shown, figure
 from zslkit.data.source import Groups, Source
 

@@ -45,6 +45,8 @@ def _known_kind(kind: str) -> str:
 
 Kind = Annotated[str, AfterValidator(_known_kind)]
 """A key of :data:`zslkit.data.readers.READERS`, to which further formats may be added."""
+CaptionNoise = Literal["image", "caption", "similar", "words", "boilerplate"]
+"""What of the captions is made wrong on purpose; :mod:`zslkit.data.noise` plants it."""
 
 
 class FileEntry(Strict):
