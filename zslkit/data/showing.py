@@ -53,10 +53,10 @@ def figure(image: "Image.Image | None", caption: str) -> str:
     """Write an image, small and inline, above its escaped caption; None was unreadable."""
     seen = "<i>unreadable</i>"
     if image is not None:
-        small, file = image.copy(), io.BytesIO()
+        small, stream = image.copy(), io.BytesIO()
         small.thumbnail((THUMBNAIL, THUMBNAIL))
-        small.save(file, "JPEG", quality=85)
-        data = base64.b64encode(file.getvalue()).decode()
+        small.save(stream, "JPEG", quality=85)
+        data = base64.b64encode(stream.getvalue()).decode()
         seen = f'<img alt="" src="data:image/jpeg;base64,{data}">'
     style = f"display: inline-block; width: {THUMBNAIL}px; margin: 4px; vertical-align: top"
     return (

@@ -263,8 +263,8 @@ def _read_onnx(folder: Path, model: Any) -> tuple[Callable, Callable]:
     def images(items: list) -> Any:
         with tempfile.TemporaryDirectory() as place:
             paths = [Path(place) / f"{i}.png" for i in range(len(items))]
-            for path, photo in zip(paths, items, strict=True):
-                photo.save(path)
+            for temporary, photo in zip(paths, items, strict=True):
+                photo.save(temporary)
             return example.embed_images(paths)
 
     def texts(items: list[str]) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zslkit.data.files import write_json, write_text
+from zslkit.data.files import whole, write_json, write_text
 from zslkit.zeroshot.models.hugging_face import embed_tokens
 from zslkit.zeroshot.models.saving import preprocessing
 from zslkit.zeroshot.ranking import ClassBank
@@ -70,7 +70,8 @@ def export_onnx(model: nn.Module, folder: Path, bank: ClassBank | None, max_toke
         "tokenizer": "wordpiece" if vocabulary else "not included",
     })  # fmt: skip
     if bank is not None:
-        np.save(folder / "class_bank.npy", bank.embeddings.numpy())
+        with whole(folder / "class_bank.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, bank.embeddings.numpy())
         write_json(folder / "classes.json", list(bank.class_names))
     shutil.copy(EXAMPLE, folder / "example.py")
 

@@ -313,7 +313,7 @@ class _HfFiles(NamedTuple):
     processor: Any
     tokenizer: Any
 
-    def save(self, folder: Path) -> None:
+    def save_into(self, folder: Path) -> None:
         for part in self:
             part.save_pretrained(folder)
 

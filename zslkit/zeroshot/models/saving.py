@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zslkit.data.files import write_json, write_text
+from zslkit.data.files import whole, write_json, write_text
 from zslkit.zeroshot.models.cards import model_card
 from zslkit.zeroshot.ranking import ClassBank
 
@@ -49,7 +49,8 @@ class Saves:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(plain(self.state_dict()), folder / "model.safetensors", {"format": "pt"})
+        with whole(folder / "model.safetensors") as temporary:
+            save_file(plain(self.state_dict()), temporary, {"format": "pt"})
         facts = {"format": _FORMAT, **self._saved_facts(folder)}
         write_json(folder / SAVED, facts)
         write_json(folder / "preprocessor_config.json", preprocessing(self))
@@ -94,7 +95,7 @@ class Saves:
             files = getattr(tower, "files", None)
             towers[side] = {"name": getattr(tower, "name", "small"), "folder": None}
             if files is not None:
-                files.save(folder / side)
+                files.save_into(folder / side)
                 towers[side]["folder"] = side
         return {
             "kind": "pretrained" if config is None else "dual",
@@ -110,7 +111,8 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save_bank(folder: Path, bank: ClassBank) -> None:
     """Write a class bank: (C, D) float32 and, beside it, the C names."""
-    save_file({"embeddings": bank.embeddings.contiguous()}, folder / BANK)
+    with whole(folder / BANK) as temporary:
+        save_file({"embeddings": bank.embeddings.contiguous()}, temporary)
     write_json(folder / "classes.json", list(bank.class_names))
 
 

@@ -144,7 +144,7 @@ class TextFiles(NamedTuple):
     tokenizer: Any
     card: TextCard
 
-    def save(self, folder: Path) -> None:
+    def save_into(self, folder: Path) -> None:
         """Write configuration, tokenizer and card."""
         for part in (self.config, self.tokenizer):
             part.save_pretrained(folder)
