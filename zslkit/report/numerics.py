@@ -1,8 +1,8 @@
 """Equal bits on processors of different makers: hold every library to one level of the CPU.
 
-Measured with PyTorch 2.13 on one AMD Zen 5 and on an Intel Haswell and an AMD Zen that QEMU
-emulates: by default the weights of a toy run differ after one step on all three; held as here
-they are equal to the bit (``benchmarks/results/numerics.json``).
+Measured on one AMD processor, on it with torch, oneDNN and MKL limited, and on an Intel Haswell and
+an AMD EPYC that QEMU emulates: by default the weights of a toy run differ after two steps in every
+one of these places; held as here they are equal to the bit (``benchmarks/numerics.py``).
 """
 
 import os
