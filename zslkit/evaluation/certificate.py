@@ -243,7 +243,9 @@ def main(job: str, output: str) -> None:
     if dist.rank() == 0:
         with whole(output) as temporary:
             torch.save(found, temporary)
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()  # the first process holds the store that the others end with
+    sys.stdout.flush()
+    os._exit(0)  # tearing gloo down has aborted processes whose work was done
 
 
 if __name__ == "__main__":
