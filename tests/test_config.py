@@ -190,3 +190,25 @@ def test_sources_have_options_of_their_own():
     moved = RunConfig(**{**config.model_dump(), "zeroshot_data_root": "there"})
     assert moved.zeroshot_source == {"data_root": "there", "max_unreadable": 0.05}
     assert moved.source == config.source
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"contrastive_weight": 0}, "contrastive_weight=0 with remove_diagonal=True"),
+        ({"soft_targets": "progressive"}, "progressive targets trust pairs by the mass"),
+    ],
+)
+def test_targets_without_the_own_caption_need_something_that_names_it(change, words):
+    with pytest.raises(ValueError, match=words):
+        RunConfig(remove_diagonal=True, **change)
+    RunConfig(remove_diagonal=True, **{**change, "soft_targets": "label_smoothing"})
+
+
+def test_the_paper_preset_is_what_otter_publishes():
+    """launch_scripts/train_OTTER.sh; their loss sums both directions, hence twice their rate."""
+    paper = RunConfig.preset("paper")
+    assert (paper.image_similarity_weight, paper.text_similarity_weight) == (1.0, 1.0)
+    assert (paper.remove_diagonal, paper.ema_warmup, paper.ema_decay) == (True, True, 0.999)
+    assert (paper.epsilon, paper.sinkhorn_iterations, paper.contrastive_weight) == (0.15, 5, 0.5)
+    assert (paper.learning_rate, paper.weight_decay, paper.batch_size) == (2 * 3e-3, 0.0, 8 * 64)

@@ -73,6 +73,8 @@ def test_without_soft_targets_or_a_ready_teacher_only_the_contrastive_term_is_le
         {"teacher_temperature": 0.5},
         {"image_similarity_weight": 1.0},
         {"text_similarity_weight": 1.0},
+        {"remove_diagonal": True},
+        {"soft_targets": "transport", "remove_diagonal": True},
         {"contrastive_weight": 0.9},
         {"soft_targets": "transport", "epsilon": 0.5},
         {"soft_targets": "transport", "sinkhorn_iterations": 1},

@@ -5,11 +5,13 @@ import ot
 import pytest
 import torch
 
+from zslkit.losses import distillation_loss
 from zslkit.targets import (
     fuse_similarities,
     label_smoothing_targets,
     one_hot_targets,
     progressive_targets,
+    remove_diagonal,
     sinkhorn,
     target_agreement,
     target_statistics,
@@ -202,3 +204,29 @@ def test_targets_that_do_not_vary_neither_agree_nor_disagree():
     assert target_agreement(torch.ones(1, 1), torch.ones(1, 1)) == 0
     moved = target_agreement(teacher_targets(similarity, 0.1), similarity, offset=0)
     assert moved == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "transport"])
+def test_without_the_diagonal_the_own_caption_has_no_mass_and_the_rest_keep_their_order(kind):
+    """As OTTER publishes it: 100 off the diagonal of either intra-modal similarity."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = (
+        torch.nn.functional.normalize(torch.randn(8, 4, generator=generator), dim=1)
+        for _ in range(2)
+    )
+    cross, vv, tt = image @ text.T, image @ image.T, text @ text.T
+    published = cross + (vv - 100 * torch.eye(8)) + (tt - 100 * torch.eye(8))
+    ours = remove_diagonal(fuse_similarities(cross, vv, tt, 1.0, 1.0))
+    give = {"teacher": lambda s: teacher_targets(s, 0.1), "transport": transport_targets}[kind]
+    assert torch.allclose(give(ours), give(published), atol=1e-6)
+    assert give(ours).diagonal().max() == 0
+    assert torch.allclose(give(ours).sum(dim=1), torch.ones(8))
+
+
+def test_label_smoothing_alone_is_that_of_the_field():
+    logits, smoothing, n = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)), 0.2, 6
+    ours = distillation_loss(logits, label_smoothing_targets(n, n, smoothing))
+    field = torch.nn.functional.cross_entropy(
+        logits, torch.arange(n), label_smoothing=smoothing * n / (n - 1)
+    )
+    assert ours.item() == pytest.approx(field.item(), 1e-6)

@@ -11,7 +11,12 @@ from torch import Tensor
 from zslkit.config import ObjectiveSettings, RunConfig
 from zslkit.data.kinds import CONTRASTIVE_LOSSES, SOFT_TARGETS, contrastive, soft_target  # noqa: F401
 from zslkit.losses import distillation_loss
-from zslkit.targets import fuse_similarities, target_agreement, target_statistics
+from zslkit.targets import (
+    fuse_similarities,
+    remove_diagonal,
+    target_agreement,
+    target_statistics,
+)
 from zslkit.training import dist
 
 for _kinds in (CONTRASTIVE_LOSSES, SOFT_TARGETS):  # one that is not wired everywhere fails here
@@ -131,7 +136,7 @@ def _similarities(teacher: Embedded, config: ObjectiveSettings) -> list[Tensor]:
     image, text = dist.gather(teacher.image), dist.gather(teacher.text)
     weights = config.image_similarity_weight, config.text_similarity_weight
     both = [cross := image @ text.T, cross.T]
-    if not any(weights):
-        return both
-    intra_modal = image @ image.T, text @ text.T
-    return [fuse_similarities(cross, *intra_modal, *weights) for cross in both]
+    if any(weights):
+        intra_modal = image @ image.T, text @ text.T
+        both = [fuse_similarities(cross, *intra_modal, *weights) for cross in both]
+    return [remove_diagonal(side) for side in both] if config.remove_diagonal else both

@@ -14,6 +14,9 @@ from zslkit.losses import positive_columns
 
 soft_target("none", "w = 1", words="")(None)
 
+OWN_PAIR_BELOW = 200.0
+"""What :func:`remove_diagonal` takes off; cosines lie within 1."""
+
 
 def one_hot_targets(n_queries: int, n_candidates: int, offset: int = 0) -> Tensor:
     """Put all mass on the own pair, (B, N)."""
@@ -40,7 +43,10 @@ def label_smoothing_targets(
 
     References
     ----------
-    Szegedy et al. (2016), arXiv:1512.00567, section 7, without mass on the true class.
+    Szegedy et al. (2016), arXiv:1512.00567, section 7, without mass on the true class: torch's
+    ``cross_entropy(label_smoothing=smoothing * N / (N - 1))``. The objective gives it the share
+    ``1 - contrastive_weight`` and a scale of its own; with ``contrastive_weight=0`` it is the
+    field's, the whole loss.
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing={smoothing} must be in [0, 1)")
@@ -81,6 +87,20 @@ def fuse_similarities(
     intra_modal = image_weight * image_image.float() + text_weight * text_text.float()
     own_pair = one_hot_targets(*cross.shape, offset).bool().to(cross.device)
     return cross.float() + intra_modal.masked_fill(own_pair, 0.0)
+
+
+def remove_diagonal(similarity: Tensor) -> Tensor:
+    """Put the own pair of each row of a square matrix far below all others.
+
+    Soft targets then leave it no mass at all, and say only which other captions could fit; that
+    the own one does is left to the contrastive term.
+
+    References
+    ----------
+    Wu et al. (2021), OTTER, ``--remove_diag`` of train_OTTER.sh: 100 is taken off the diagonal of
+    either intra-modal similarity.
+    """
+    return similarity - OWN_PAIR_BELOW * torch.eye(len(similarity), device=similarity.device)
 
 
 @soft_target("teacher", r"p_{ij} = e^{s_{ij} / \tau} / \sum_k e^{s_{ik} / \tau}",

@@ -25,6 +25,11 @@ KINDS = {
     "sharp transport": {"soft_targets": "transport", "epsilon": 0.01, "sinkhorn_iterations": 3},
     "progressive": {"soft_targets": "progressive"},
     "intra-modal": {"image_similarity_weight": 0.3, "text_similarity_weight": 0.6},
+    "transport of the others": {
+        **{"soft_targets": "transport", "text_similarity_weight": 0.5},
+        **{"image_similarity_weight": 0.5, "remove_diagonal": True},
+    },
+    "teacher of the others": {"remove_diagonal": True},
     "transport, intra-modal": {
         **{"soft_targets": "transport", "text_similarity_weight": 0.5},
         "contrastive_weight": 0.0,
@@ -76,6 +81,7 @@ def written_out(student, teacher, scale, distillation_scale, config, progress, t
     image, text = teacher
     intra = config.image_similarity_weight * image @ image.T
     intra = (intra + config.text_similarity_weight * text @ text.T).fill_diagonal_(0)
+    intra = intra - 1e3 * config.remove_diagonal * torch.eye(n, dtype=scale.dtype)
     share = config.trusted_start + (config.trusted_end - config.trusted_start) * progress
     loss = 0
     for sign, s in ((1, similarity), (0, similarity.T)):

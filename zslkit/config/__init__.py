@@ -113,4 +113,12 @@ def _read_presets() -> dict[str, dict[str, Any]]:
 
 
 PRESETS = _read_presets()
-"""Named sets of values, as ``presets.json`` describes them."""
+"""Named sets of values, as ``presets.json`` describes them.
+
+``paper`` follows OTTER's train_OTTER.sh: intra-modal weights 1 (``--vv_coef``, ``--tt_coef``), no
+mass on the own caption (``--remove_diag``), lambda 0.15, 5 iterations, alpha 0.5, a moving average
+whose decay warms up by the number of updates to 0.999. Departures: their loss is the sum of both
+directions, ours the mean, so ``learning_rate`` is twice their 3e-3 for the same step; their
+gathered embeddings carry no gradient, ours do; their teacher's moving average covers parameters,
+ours BatchNorm statistics too; their teacher is updated before a step, with n + 1 for n.
+"""

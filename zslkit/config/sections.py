@@ -166,6 +166,8 @@ class ObjectiveSettings(_Section):
     """Weight w_v of image-image similarities in teacher and transport targets."""
     text_similarity_weight: float = Field(0.0, ge=0.0)
     """Weight w_t of text-text similarities in teacher and transport targets."""
+    remove_diagonal: bool = False
+    """Give the own caption no mass in teacher and transport targets, as OTTER publishes it."""
     epsilon: float = Field(0.15, gt=0.0)
     """Entropic regularisation of transport targets, in units of similarity."""
     sinkhorn_iterations: int = Field(5, ge=1)
@@ -198,6 +200,18 @@ class ObjectiveSettings(_Section):
     def _objective_fits_together(self) -> "ObjectiveSettings":
         if self.teacher == "frozen" and self.teacher_run is None and self.needs_teacher:
             raise ValueError("teacher='frozen' needs teacher_run, the folder of an earlier run")
+        if self.remove_diagonal and kind_of("soft_targets", self.soft_targets).needs_teacher:
+            if self.contrastive_weight == 0:
+                raise ValueError(
+                    "contrastive_weight=0 with remove_diagonal=True: soft targets without the own "
+                    "caption teach that it is wrong, unless the contrastive term says otherwise; "
+                    "OTTER takes 0.5"
+                )
+            if self.soft_targets == "progressive":
+                raise ValueError(
+                    "remove_diagonal=True: progressive targets trust pairs by the mass of the own "
+                    "caption; take teacher or transport"
+                )
         if self.logit_scale > self.max_logit_scale:
             raise ValueError(
                 f"logit_scale={self.logit_scale} is above max_logit_scale={self.max_logit_scale}"

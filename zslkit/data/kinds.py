@@ -205,7 +205,7 @@ CONTRASTIVE_LOSSES = Kinds(
 SOFT_TARGETS = Kinds(
     *("soft_targets", "kind of soft targets", "soft_target", SoftTarget),
     inputs={
-        "similarity": ("image_similarity_weight", "text_similarity_weight"),
+        "similarity": ("image_similarity_weight", "text_similarity_weight", "remove_diagonal"),
         "trusted_share": ("trusted_start", "trusted_end"),
         **dict.fromkeys(("n_queries", "n_candidates", "offset", "progress"), ()),
     },

@@ -20,7 +20,7 @@ from torch.nn.functional import softplus
 
 from zslkit.config import RunConfig
 from zslkit.objective import Embedded
-from zslkit.targets import target_agreement
+from zslkit.targets import OWN_PAIR_BELOW, target_agreement
 from zslkit.training import dist
 
 _KINDS = {"none", "label_smoothing", "teacher", "progressive", "transport"}
@@ -177,7 +177,7 @@ def _make_targets(
         right = torch.cat([text, image], dim=1)
     iterations = config.sinkhorn_iterations if kind == "transport" else 0
     scale = 1 / (config.epsilon if kind == "transport" else config.teacher_temperature)
-    own = (image * text).sum(dim=1)
+    own = (image * text).sum(dim=1) - OWN_PAIR_BELOW * config.remove_diagonal
     bound = scale * float(_bound(left, right))
     targets = _Targets(left, right, own, scale, bound, (zeros,) * 2, (zeros,) * 2, (ones,) * 2)
     for iteration in range(iterations + 1):
