@@ -228,13 +228,19 @@ def test_errors_that_say_what_to_do_come_without_a_traceback(line, message, monk
 
 def test_training_writes_a_run_with_its_results(run_dir, tiny_settings):
     results = json.loads((run_dir / "results.json").read_text())
-    assert results["metrics"].keys() == {"retrieval", "zeroshot"}
+    assert results["metrics"].keys() == {"retrieval", "zeroshot", "teacher"}
+    assert results["metrics"]["teacher"].keys() == {"retrieval", "zeroshot"}
+    assert "no split 'dev' to choose by" in results["extra"]["preferred_weights"]
     assert load_run(run_dir).config == RunConfig(**tiny_settings, output_dir=str(run_dir))
 
 
 def test_evaluating_prints_what_training_measured(run_dir):
     results = json.loads((run_dir / "results.json").read_text())
     assert json.loads(run_line("evaluate", run_dir)) == results["metrics"]
+    teacher = json.loads(run_line("evaluate", run_dir, "--weights", "teacher"))
+    assert teacher == results["metrics"]["teacher"]
+    student = json.loads(run_line("evaluate", run_dir, "--weights", "student"))
+    assert student == {k: v for k, v in results["metrics"].items() if k != "teacher"}
 
 
 def test_evaluation_takes_another_split(run_dir):

@@ -51,7 +51,9 @@ def options(
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
-    from zslkit.evaluation.evaluator import evaluate
+    from dataclasses import asdict
+
+    from zslkit.evaluation.weights import evaluate_weights
     from zslkit.report.results import record
     from zslkit.trainer import train as run_training
     from zslkit.training import dist
@@ -62,7 +64,10 @@ def train(config: RunConfig) -> None:
         raise typer.Exit(128 + run.stopped_by)
     if dist.rank() > 0:  # one report is enough
         return
-    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))
+    metrics, preferred = evaluate_weights(run, config)
+    extra = asdict(run.facts) | {"preferred_weights": preferred.words}
+    typer.echo(preferred.words, err=True)
+    typer.echo(record(metrics, config, config.output_dir, extra=extra))
 
 
 @app.command(cls=Command)
@@ -91,6 +96,9 @@ def evaluate(
     templates: Annotated[Texts, typer.Option(help="Set of prompts; may be given again.")] = None,
     label_map: Annotated[Folder, typer.Option(help="JSON of class name to ids.")] = None,
     output_dir: Annotated[Folder, typer.Option(help="Resumable; else RUN_DIR/evaluation.")] = None,
+    weights: Annotated[
+        Text, typer.Option(help="student or teacher (its moving average); else both, as train.")
+    ] = None,
 ) -> None:
     """Measure a trained run; without options on what it was configured for. Prints JSON.
 
@@ -98,6 +106,7 @@ def evaluate(
     several processes under torchrun.
     """
     from zslkit.evaluation.evaluator import evaluate as measure
+    from zslkit.evaluation.weights import evaluate_weights, model_of
     from zslkit.zeroshot.models.loading import open_run
 
     run = open_run(run_dir)
@@ -111,7 +120,8 @@ def evaluate(
         if lost := [n for n, v in {"templates": templates, "label-map": label_map,
                                    "output-dir": output_dir}.items() if v]:  # fmt: skip
             raise ValueError(f"--{lost[0]} belongs to --label-space, which is not given")
-        typer.echo(json.dumps(measure(run.model, config), indent=2))
+        one = weights and measure(model_of(run, weights), config)
+        typer.echo(json.dumps(one or evaluate_weights(run, config)[0], indent=2))
         return
     from zslkit.evaluation.questions import evaluate_run
     from zslkit.training import dist
@@ -122,7 +132,8 @@ def evaluate(
     mapping = read_label_map(label_map)
     dist.start(device := choose_device(config.device))
     named = {name: name for name in templates or ()} or {"run's own": config.prompt_templates}
-    found = evaluate_run(run.model.to(device), config, label_space, named, folder, mapping=mapping)
+    model = model_of(run, weights or "student").to(device)
+    found = evaluate_run(model, config, label_space, named, folder, mapping=mapping)
     if dist.rank() == 0:
         typer.echo(json.dumps(found, indent=2))
         typer.echo(folder / "evaluation.json", err=True)

@@ -115,17 +115,26 @@ def export(
     class_file: Annotated[Folder, typer.Option(help="Class names, one per line.")] = None,
     label_space: Annotated[Text, typer.Option(help="Name or file of a label space.")] = None,
     n_photos: Annotated[int, typer.Option(help="Photos to compare on.", min=1)] = 50,
+    weights: Annotated[
+        str, typer.Option(help="Of a run: student, teacher, or auto, what its dev split prefers.")
+    ] = "auto",
     push: Annotated[Text, typer.Option(help="Also upload to the hub as ACCOUNT/MODEL.")] = None,
 ) -> None:
     """Write a model for other tools, and prove on photos that it is still the same one."""
     from zslkit.checkpoint import Run
+    from zslkit.evaluation.weights import model_of, prefer_weights
     from zslkit.report.cards import read_run
     from zslkit.zeroshot.models.export import export_model
     from zslkit.zeroshot.models.loading import open_model, settings_of
 
     names = class_names(classes, class_file, label_space)
     found = open_model(model)
-    network = found.model if isinstance(found, Run) else found
+    network = found
+    if isinstance(found, Run):
+        if weights == "auto":
+            weights, words = prefer_weights(found)[:2]
+            typer.echo(words)
+        network = model_of(found, weights)
     facts = read_run(found.run_dir) if isinstance(found, Run) else None
     config = settings_of(network)
     images = _photos(config, photos, n_photos)
