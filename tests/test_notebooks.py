@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 from PIL import Image
 
+import zslkit as zk
 from zslkit.config import RunConfig
 from zslkit.report.cards import load_results
 from zslkit.report.tables import flat
@@ -34,9 +36,11 @@ OWN = {  # parameters that are a notebook's, not a run's
     },
     "05_zero_shot_evaluation": {
         *("run_dir", "prompt_sets", "label_spaces", "label_map", "wordnet", "shots", "n_query"),
-        "describe_with",
+        *("describe_with", "class_names"),
     },
-    "06_embedding_maps": {"run_dir", "image", "classes", "max_images", "max_thumbnails"},
+    "06_embedding_maps": {
+        *("run_dir", "image", "classes", "class_names", "max_images", "max_thumbnails")
+    },
     "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs", "max_images"},
     "08_compare_objectives": {
         *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
@@ -327,6 +331,56 @@ def test_maps_compare_the_model_before_and_after_training(trained, tmp_path):
     page = (tmp_path / "06_embedding_maps" / results["extra"]["map"]).read_text()
     assert page.count("data:image/jpeg;base64,") == results["extra"]["thumbnails"] == 5
     assert results["extra"]["classes_in_colour"] == ["redsquare", "purplemoon"]
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory, tiny_settings):
+    """Folder of what 03 leaves of pairs of one's own: no labelled images, splits drawn."""
+    folder, rng = tmp_path_factory.mktemp("unlabelled"), np.random.default_rng(0)
+    rows, colours = ["image,caption"], {"red": (220, 40, 40), "blue": (40, 40, 220)}
+    for number in range(60):
+        colour = list(colours)[number % 2]
+        noise = rng.integers(0, 60, (32, 32, 3)) + np.array(colours[colour])
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,a {colour} card with the number {number}")
+    (folder / "cards.csv").write_text("\n".join(rows))
+    settings = {name: value for name, value in tiny_settings.items() if value is not None}
+    settings |= {"manifest": str(folder / "cards.csv"), "zeroshot_manifest": "none"}
+    settings |= {"split_shares": {"train": 0.5, "test": 0.5}, "max_steps": 2, "live_seconds": 0}
+    results = run("03_train", folder, **settings)
+    assert results["config"]["zeroshot_manifest"] is None
+    return folder
+
+
+@pytest.mark.parametrize("names", [None, ["red", "blue"]])
+def test_a_run_without_labelled_images_is_evaluated_by_its_captions(unlabelled, tmp_path, names):
+    """Once 05 and 06 refused what 03 leaves of pairs of one's own."""
+    settings = {"run_dir": str(unlabelled / "03_train"), "class_names": names}
+    spaces = {"label_spaces": ["own", "own+imagenet1k"], "n_query": 1, "shots": [1]}
+    results = run("05_zero_shot_evaluation", tmp_path, **settings, **spaces, prompt_sets=["none"])
+    assert_sound(results)
+    hit = results["metrics"]["zeroshot"]["hit@1"]
+    assert hit["chance"] == pytest.approx(1 / len(names) if names else 1 / hit["n"])
+    truth = "name just one" if names else "each image is a class of its own"
+    assert truth in results["extra"]["truth"]
+    assert truth in results["headline"]["sentence"]
+    if names is None:  # naming an image by its own caption is retrieval
+        trained = load_results(unlabelled / "03_train")["metrics"]["retrieval"]
+        none = results["metrics"]["templates"]["none (1)"]["hit@1"]["value"]
+        assert none == trained["image_to_text"]["recall@1"]["value"]
+    results = run("06_embedding_maps", tmp_path, **settings, max_thumbnails=4)
+    assert_sound(results)
+    assert results["metrics"]["hit@1"]["after training"]["n"] == hit["n"]
+    assert bool(results["metrics"]["precision@10"]) == bool(names)
+
+
+@pytest.mark.parametrize("names", [None, ["red", "blue", "green"]])
+def test_a_run_without_labelled_images_is_explored(unlabelled, tmp_path, names):
+    settings = {"run_dir": str(unlabelled / "03_train"), "class_names": names}
+    results = run("07_explore", tmp_path, **settings, n_pairs=4, max_images=6)
+    assert_sound(results)
+    among = names or zk.load_label_space("imagenet1k").class_names
+    assert results["extra"]["first class"] in among
 
 
 def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):
