@@ -335,7 +335,7 @@ def test_maps_compare_the_model_before_and_after_training(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory, tiny_settings):
-    """Folder of what 03 leaves of pairs of one's own: no labelled images, splits drawn."""
+    """A run as 03 leaves it of pairs of one's own: no labelled images, splits drawn."""
     folder, rng = tmp_path_factory.mktemp("unlabelled"), np.random.default_rng(0)
     rows, colours = ["image,caption"], {"red": (220, 40, 40), "blue": (40, 40, 220)}
     for number in range(60):
@@ -344,43 +344,66 @@ def unlabelled(tmp_path_factory, tiny_settings):
         Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
         rows.append(f"{number}.png,a {colour} card with the number {number}")
     (folder / "cards.csv").write_text("\n".join(rows))
-    settings = {name: value for name, value in tiny_settings.items() if value is not None}
-    settings |= {"manifest": str(folder / "cards.csv"), "zeroshot_manifest": "none"}
-    settings |= {"split_shares": {"train": 0.5, "test": 0.5}, "max_steps": 2, "live_seconds": 0}
-    results = run("03_train", folder, **settings)
-    assert results["config"]["zeroshot_manifest"] is None
-    return folder
+    settings = tiny_settings | {"manifest": str(folder / "cards.csv"), "zeroshot_manifest": None}
+    settings |= {"split_shares": {"train": 0.5, "test": 0.5}, "max_steps": 2}
+    config = RunConfig(**settings, output_dir=str(folder / "run"))
+    zk.train(config)
+    return config
 
 
-@pytest.mark.parametrize("names", [None, ["red", "blue"]])
-def test_a_run_without_labelled_images_is_evaluated_by_its_captions(unlabelled, tmp_path, names):
-    """Once 05 and 06 refused what 03 leaves of pairs of one's own."""
-    settings = {"run_dir": str(unlabelled / "03_train"), "class_names": names}
-    spaces = {"label_spaces": ["own", "own+imagenet1k"], "n_query": 1, "shots": [1]}
-    results = run("05_zero_shot_evaluation", tmp_path, **settings, **spaces, prompt_sets=["none"])
+def test_images_without_labels_are_named_by_their_captions(unlabelled):
+    """Each an own class, or words in the captions; 05 and 06 once refused such a run."""
+    pairs, words = zk.evaluation.images_to_name(unlabelled)
+    assert pairs.class_names == tuple(group[0] for group in pairs.captions)
+    assert pairs.labels.tolist() == list(range(len(pairs)))
+    assert "each image is a class of its own" in words
+    run = zk.load_run(unlabelled.output_dir)
+    plain = unlabelled.model_copy(update={"prompt_templates": "none"})
+    result = zk.evaluation.rank_labelled_images(run.model, plain, pairs=pairs)
+    named = zk.evaluation.zeroshot_metrics(result)["hit@1"]["value"]
+    recall = zk.evaluation.evaluate_retrieval(run.model, plain)["image_to_text"]["recall@1"]
+    assert named == recall["value"]  # naming an image by its own caption is retrieval
+    pairs, words = zk.evaluation.images_to_name(unlabelled, ["red", "blue", "green"])
+    assert pairs.class_names == ("red", "blue", "green")
+    assert all(f"a {pairs.class_names[p.label]} card" in p.captions[0] for p in pairs)
+    assert words.endswith(f"{len(pairs)} of {len(pairs)} images name just one")
+    few, words = zk.evaluation.images_to_name(unlabelled, ["red", "number"])
+    assert {p.label for p in few} == {1}  # the red ones name both, and are left out
+    assert len(few) < len(pairs)
+    with pytest.raises(
+        ValueError, match=r"the captions of 0 of \d+ images of split 'test' of cards"
+    ):
+        zk.evaluation.images_to_name(unlabelled, ["imagenet1k"])
+    labelled = RunConfig(zeroshot_manifest="toy")
+    with pytest.raises(ValueError, match="the classes of zeroshot_manifest='toy' are its own"):
+        zk.evaluation.images_to_name(labelled, ["red"])
+
+
+def test_a_run_without_labelled_images_is_evaluated(unlabelled, tmp_path):
+    settings = {"run_dir": unlabelled.output_dir, "class_names": ["red", "blue"]}
+    settings |= {"label_spaces": ["own"], "n_query": 1, "shots": [1], "prompt_sets": ["none"]}
+    results = run("05_zero_shot_evaluation", tmp_path, **settings)
     assert_sound(results)
-    hit = results["metrics"]["zeroshot"]["hit@1"]
-    assert hit["chance"] == pytest.approx(1 / len(names) if names else 1 / hit["n"])
-    truth = "name just one" if names else "each image is a class of its own"
-    assert truth in results["extra"]["truth"]
-    assert truth in results["headline"]["sentence"]
-    if names is None:  # naming an image by its own caption is retrieval
-        trained = load_results(unlabelled / "03_train")["metrics"]["retrieval"]
-        none = results["metrics"]["templates"]["none (1)"]["hit@1"]["value"]
-        assert none == trained["image_to_text"]["recall@1"]["value"]
-    results = run("06_embedding_maps", tmp_path, **settings, max_thumbnails=4)
-    assert_sound(results)
-    assert results["metrics"]["hit@1"]["after training"]["n"] == hit["n"]
-    assert bool(results["metrics"]["precision@10"]) == bool(names)
+    assert results["metrics"]["zeroshot"]["hit@1"]["chance"] == 0.5
+    assert "name just one" in results["extra"]["truth"]
+    assert "name just one" in results["headline"]["sentence"]
 
 
-@pytest.mark.parametrize("names", [None, ["red", "blue", "green"]])
-def test_a_run_without_labelled_images_is_explored(unlabelled, tmp_path, names):
-    settings = {"run_dir": str(unlabelled / "03_train"), "class_names": names}
-    results = run("07_explore", tmp_path, **settings, n_pairs=4, max_images=6)
+def test_a_run_without_labelled_images_is_mapped(unlabelled, tmp_path):
+    settings = {"run_dir": unlabelled.output_dir, "max_thumbnails": 4}
+    results = run("06_embedding_maps", tmp_path, **settings)
     assert_sound(results)
-    among = names or zk.load_label_space("imagenet1k").class_names
-    assert results["extra"]["first class"] in among
+    hit = results["metrics"]["hit@1"]["after training"]
+    assert hit["chance"] == pytest.approx(1 / hit["n"])
+    assert results["metrics"]["precision@10"] == {}  # no class has two images
+    assert "class of its own" in results["headline"]["sentence"]
+
+
+def test_a_run_without_labelled_images_is_explored(unlabelled, tmp_path):
+    settings = {"run_dir": unlabelled.output_dir, "n_pairs": 4, "max_images": 6}
+    results = run("07_explore", tmp_path, **settings)
+    assert_sound(results)
+    assert results["extra"]["first class"] in zk.load_label_space("imagenet1k").class_names
 
 
 def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):
