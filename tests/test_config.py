@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -212,3 +214,18 @@ def test_the_paper_preset_is_what_otter_publishes():
     assert (paper.remove_diagonal, paper.ema_warmup, paper.ema_decay) == (True, True, 0.999)
     assert (paper.epsilon, paper.sinkhorn_iterations, paper.contrastive_weight) == (0.15, 5, 0.5)
     assert (paper.learning_rate, paper.weight_decay, paper.batch_size) == (2 * 3e-3, 0.0, 8 * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnet5", "image_encoder='resnet5': no such timm encoder; did you mean resnet50"),
+        ("torchvision:resnet5", "no such torchvision encoder; did you mean resnet50"),
+        ("tim:resnet50", "image_encoder='tim:resnet50': must start with torchvision: or timm:"),
+    ],
+)
+def test_an_unknown_image_encoder_is_refused_with_the_settings(name, message):
+    """Once it was found out after the pairs had been opened, cut and shown."""
+    for base in (None, RunConfig()):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            RunConfig.from_parameters({"image_encoder": name}, base=base)

@@ -15,6 +15,7 @@ from . import retrieval as retrieval
 from . import stream as stream
 from . import suspects as suspects
 from . import towers as towers
+from . import truth as truth
 from . import weights as weights
 from .certificate import Certificate as Certificate
 from .certificate import Deviation as Deviation
@@ -97,6 +98,8 @@ from .towers import activation_bytes as activation_bytes
 from .towers import build_towers as build_towers
 from .towers import measure_cache as measure_cache
 from .towers import tower_facts as tower_facts
+from .truth import LISTS as LISTS
+from .truth import images_to_name as images_to_name
 from .weights import evaluate_weights as evaluate_weights
 from .weights import model_of as model_of
 from .weights import prefer_weights as prefer_weights
