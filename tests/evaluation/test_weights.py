@@ -58,6 +58,16 @@ def test_what_cannot_be_compared_is_said(run, tiny_settings, tmp_path, monkeypat
     assert "no split 'nowhere'" in prefer_weights(run, plain).words
     monkeypatch.setattr("zslkit.evaluation.weights.evaluate_retrieval", lambda *given: {})
     assert "too small" in prefer_weights(run).words
+
+    def empty(model, config):
+        raise ValueError("split 'dev' holds no image")
+
+    monkeypatch.setattr("zslkit.evaluation.weights.evaluate_retrieval", empty)
+    assert prefer_weights(run) == (
+        "student",
+        "weights of the student: split 'dev' holds no image",
+        {},
+    )
     alone = zk.Run(run.model, run.config, [], run.run_dir)
     assert prefer_weights(alone).weights == "student"
     assert "no moving average" in prefer_weights(alone).words

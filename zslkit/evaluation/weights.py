@@ -58,7 +58,10 @@ def prefer_weights(run: Run, config: RunConfig | None = None) -> Preferred:
         missing = f"{manifest.name} has no split {config.dev_split!r} to choose by"
         return Preferred("student", f"weights of the student: {missing}", {})
     dev = config.model_copy(update={"test_split": config.dev_split})
-    found = {name: evaluate_retrieval(model, dev) for name, model in models.items()}
+    try:
+        found = {name: evaluate_retrieval(model, dev) for name, model in models.items()}
+    except ValueError as error:  # a split that is drawn may be empty
+        return Preferred("student", f"weights of the student: {error}", {})
     if "rsum" not in found["student"]:
         return Preferred("student", "weights of the student: the dev split is too small", {})
     sums = {name: one["rsum"]["value"] for name, one in found.items()}
