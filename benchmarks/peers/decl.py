@@ -16,13 +16,13 @@ def evidential(evidence, labels, weight):
     s = wrong.sum(dim=1)
     n = torch.tensor(float(alpha.shape[1]))
     divergence = s.lgamma() - n.lgamma() - wrong.lgamma().sum(dim=1)
-    divergence = divergence + (
-        (wrong - 1) * (wrong.digamma() - s.digamma()[:, None])
-    ).sum(dim=1)
+    divergence = divergence + ((wrong - 1) * (wrong.digamma() - s.digamma()[:, None])).sum(dim=1)
     return error.sum(dim=1) + weight * divergence
 
 
-def decl(pairs: Pairs, epochs=10, warmup=3, tau=0.1, margin=0.2, hardest=10, weight=1e-3, rate=3e-3):
+def decl(
+    pairs: Pairs, epochs=10, warmup=3, tau=0.1, margin=0.2, hardest=10, weight=1e-3, rate=3e-3
+):
     """Train linear heads by DECL.
 
     Evidence is exp(tanh(similarity) / tau) of either direction; the triplet's negatives become

@@ -89,7 +89,10 @@ def pair_losses(heads: Heads, pairs: Pairs, margin: float, size: int = 512) -> T
 def clean_probability(losses: Tensor, n_iterations: int = 30) -> Tensor:
     """Share of the lower of two Gaussians that are fitted to losses scaled to [0, 1]."""
     x = ((losses - losses.min()) / (losses.max() - losses.min())).double()
-    means, spread = torch.quantile(x[:: -(-len(x) // 10**6)], torch.tensor([0.1, 0.9]).double()), x.var()
+    means, spread = (
+        torch.quantile(x[:: -(-len(x) // 10**6)], torch.tensor([0.1, 0.9]).double()),
+        x.var(),
+    )
     variances, shares = torch.stack([spread, spread]), torch.full((2,), 0.5, dtype=torch.float64)
     for _ in range(n_iterations):
         logs = shares.log() - 0.5 * (variances.log() + (x[:, None] - means) ** 2 / variances)
