@@ -14,6 +14,7 @@ from . import questions as questions
 from . import registry as registry
 from . import retrieval as retrieval
 from . import stream as stream
+from . import suspects as suspects
 from . import towers as towers
 from .beside import closed_form_beside as closed_form_beside
 from .certificate import Certificate as Certificate
@@ -92,6 +93,7 @@ from .stream import NOTHING as NOTHING
 from .stream import Asked as Asked
 from .stream import Ranking as Ranking
 from .stream import rank_images as rank_images
+from .suspects import find_suspects as find_suspects
 from .towers import activation_bytes as activation_bytes
 from .towers import build_towers as build_towers
 from .towers import measure_cache as measure_cache

@@ -1,7 +1,8 @@
 """The folder of a run: whose it is, what it was started with, its rows and its facts.
 
 It holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``run.json`` with its readable
-``card.md`` and, while a run writes to it, ``lock.json``.
+``card.md``, ``review.json`` with the decisions on captions that were read, if any, and, while a
+run writes to it, ``lock.json``.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json, write_text
 from zslkit.data.locks import locked
+from zslkit.data.review import checksum
 from zslkit.report.provenance import peak_memory
 from zslkit.training import dist
 
@@ -22,9 +24,10 @@ FREE_TO_CHANGE = {
     *("output_dir", "resume", "checkpoint_every", "keep_checkpoints", "cache_dir", "workers"),
     *("data_root", "zeroshot_data_root", "max_unreadable", "tensorboard", "test_split"),
     *("zeroshot_manifest", "zeroshot_split"),
-    "prompt_templates",
+    *("prompt_templates", "review"),  # what a review holds is compared, not its path
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
+_RUN_FILES += ("review.json",)
 
 
 @dataclass
@@ -123,6 +126,8 @@ def _prepare(run_dir: Path, config: RunConfig, stack: contextlib.ExitStack) -> N
             for name in earlier:
                 (run_dir / name).rename(aside / name)
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
+        if config.review is not None:
+            write_text(run_dir / "review.json", Path(config.review).read_text("utf-8"))
     except BlockingIOError:
         raise
     except OSError as error:
@@ -140,7 +145,11 @@ def changes_since(run_dir: Path, config: RunConfig) -> list[str]:
     earlier = json.loads((run_dir / "config.json").read_text())
     earlier = RunConfig().model_dump(mode="json") | earlier
     now = config.model_dump(mode="json")
-    return [
+    kept = run_dir / "review.json"
+    reviews = [config.review, kept if kept.is_file() else None]
+    before, after = (path and checksum(path)[:12] for path in reversed(reviews))
+    decided = [] if before == after else [f"decisions of review={after!r} (was {before!r})"]
+    return decided + [
         f"{name}={now[name]!r} (was {earlier[name]!r})"
         for name in now
         if name not in FREE_TO_CHANGE and earlier[name] != now[name]
