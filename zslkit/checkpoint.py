@@ -26,7 +26,7 @@ from zslkit.data.showing import Shown
 from zslkit.data.weights import fingerprint, load_tensors
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.report.cards import read_run
-from zslkit.report.run_folder import RunFacts, read_history, run_facts
+from zslkit.report.run_folder import RunFacts, config_of_run, read_history, run_facts
 from zslkit.teacher import Teacher
 from zslkit.zeroshot.models.teacher import FixedTeacher, is_other_model
 
@@ -242,7 +242,7 @@ def load_run(run_dir: str | Path) -> Run:
             f"run_dir={str(run_dir)!r}: no run with a checkpoint here; "
             "give the output_dir of a finished training run"
         )
-    config = RunConfig(**json.loads((run_dir / "config.json").read_text()))
+    config = config_of_run(run_dir)
     # The checkpoint holds all tensors of a tower that trained: no pretrained ones are needed.
     needless = {f"{kind}_weights": "none" for kind in ("image", "text")
                 if getattr(config, f"{kind}_tower") == "train"}  # fmt: skip

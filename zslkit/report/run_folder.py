@@ -8,6 +8,7 @@ run writes to it, ``lock.json``.
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from zslkit.config import RunConfig
 from zslkit.data.files import write_json, write_text
 from zslkit.data.locks import locked
+from zslkit.data.manifests import list_manifests
 from zslkit.data.review import checksum
 from zslkit.report.provenance import peak_memory
 from zslkit.training import dist
@@ -27,7 +29,11 @@ FREE_TO_CHANGE = {
     *("prompt_templates", "review"),  # what a review holds is compared, not its path
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
-_RUN_FILES += ("review.json",)
+_RUN_FILES += ("review.json", "places.json")
+
+# Settings that may name a file or folder; relative ones start from where the run was started.
+_PLACES = ("manifest", "zeroshot_manifest", "data_root", "zeroshot_data_root", "image_weights")
+_PLACES += ("teacher_run", "caption_noise_file", "cache_dir", "review")
 
 
 @dataclass
@@ -126,6 +132,9 @@ def _prepare(run_dir: Path, config: RunConfig, stack: contextlib.ExitStack) -> N
             for name in earlier:
                 (run_dir / name).rename(aside / name)
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
+        here = Path.cwd()
+        places = {"run_dir": str(run_dir.resolve()), "started_in": str(here)}
+        write_json(run_dir / "places.json", places)
         if config.review is not None:
             write_text(run_dir / "review.json", Path(config.review).read_text("utf-8"))
     except BlockingIOError:
@@ -135,6 +144,38 @@ def _prepare(run_dir: Path, config: RunConfig, stack: contextlib.ExitStack) -> N
             f"output_dir={config.output_dir!r}: cannot be written ({error.strerror}); "
             "give a folder that you may write to"
         ) from error
+
+
+def config_of_run(run_dir: str | Path) -> RunConfig:
+    """Read the configuration of a run so that it finds its data from wherever it is used.
+
+    Relative files and folders are those of the folder in which the run was started; where they
+    are no longer there, those at the same place as seen from the run's own folder, which may have
+    moved with them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no ``config.json``.
+    """
+    run_dir = Path(run_dir).resolve()
+    config = RunConfig(**json.loads((run_dir / "config.json").read_text("utf-8")))
+    if not (run_dir / "places.json").is_file():  # of an older version
+        return config
+    places = json.loads((run_dir / "places.json").read_text("utf-8"))
+    started_in, old_dir = Path(places["started_in"]), places["run_dir"]
+    found = {}
+    for name in _PLACES:
+        value = getattr(config, name)
+        if value is None or value in list_manifests():
+            continue
+        before = started_in / value
+        moved = run_dir / os.path.relpath(before, old_dir)
+        if started_in == Path.cwd() and before.exists():
+            continue
+        if (place := next((p for p in (before, moved) if p.exists()), None)) is not None:
+            found[name] = str(Path(os.path.normpath(place)))
+    return config.model_copy(update=found)
 
 
 def changes_since(run_dir: Path, config: RunConfig) -> list[str]:
