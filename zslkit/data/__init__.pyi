@@ -16,6 +16,7 @@ from . import manifests as manifests
 from . import named as named
 from . import noise as noise
 from . import pairs as pairs
+from . import parts as parts
 from . import recognition as recognition
 from . import sampling as sampling
 from . import schema as schema
