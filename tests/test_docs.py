@@ -55,7 +55,8 @@ SMALLER = {
     "--preset toy --batch-size 128": "{options} --batch-size 8",
     '-p seeds "[0, 1, 2]" -p caption_noises "[0.0, 0.5]"':
         "-p seeds '[0, 1]' -p caption_noises '[0.0]' -p objectives '[\"InfoNCE\", \"transport\"]' "
-        "-p jobs 1 -p max_steps 1 -p batch_size 8 -p manifest {tiny} -p zeroshot_manifest {tiny}",
+        "-p preset toy -p jobs 1 -p max_steps 1 -p batch_size 8 -p manifest {tiny} "
+        "-p zeroshot_manifest {tiny}",
     "--manifest imagenet1k --split val --data-root DATA": "--manifest {tiny} --split test",
     "imagenet21k+1k": "own+imagenet1k",
     "clip80": "ensemble",

@@ -334,6 +334,7 @@ def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):
         "04_temperature_ablation",
         tmp_path,
         **tiny,
+        preset="toy",
         max_steps=2,
         seeds=[0, 1],
         temperatures="[0.01, 1.0]",
@@ -351,6 +352,7 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
         "08_compare_objectives",
         tmp_path,
         **tiny,
+        preset="toy",
         max_steps=2,
         seeds="[0, 1]",
         objectives=["InfoNCE", "transport"],
@@ -366,6 +368,15 @@ def test_comparison_tabulates_objectives_over_seeds(tmp_path, tiny):
     assert scores["InfoNCE"]["n"] == 2
     assert results["figures"].keys() == {"comparison", "differences", "kept"}
     assert (tmp_path / "08_compare_objectives" / "runs.csv").is_file()
+
+
+@pytest.mark.parametrize("name", ["04_temperature_ablation", "08_compare_objectives"])
+def test_a_sweep_decides_over_five_seeds_under_towers_that_stay_frozen(name):
+    declared = papermill.inspect_notebook(by_name(name))
+    assert len(json.loads(declared["seeds"]["default"])) >= 5
+    config = RunConfig.preset(json.loads(declared["preset"]["default"]))
+    assert (config.manifest, config.zeroshot_manifest) == ("toy", "toy")
+    assert (config.image_tower, config.text_tower) == ("frozen", "frozen")
 
 
 @pytest.mark.parametrize(
