@@ -67,6 +67,8 @@ class DataSettings(_Section):
     """image (all captions of an image), or single ones: caption, similar, words, boilerplate."""
     caption_noise_file: str | None = None
     """Published noise: .npy or text, which caption (from 0) stands in each place."""
+    review: str | None = None
+    """Decisions on suspect captions, as data decide writes them; training reads them."""
     max_pairs: int | None = Field(None, ge=1)
     """Train on this many pairs, drawn with the seed; None: all."""
     max_unreadable: float = Field(0.05, ge=0.0, le=1.0)

@@ -151,8 +151,15 @@ def tower_features(
 ) -> Embeddings:
     """Embed a list of texts, or the images of pairs, with the tower of ``model`` that reads them.
 
-    A frozen tower's features come from ``config.cache_dir``; see :func:`embed`.
+    A frozen tower's features come from ``config.cache_dir``; see :func:`embed`. Those of reviewed
+    pairs are rows of what is kept for the pairs before, so that a review embeds nothing anew.
     """
+    if (whole := getattr(items, "unreviewed", None)) is not None:
+        found, rows = tower_features(model, whole, config, description), items.reviewed_rows
+        if len(rows) == len(whole):
+            return found
+        here = {*items.keys.tolist()}
+        return Embeddings(found.features[rows], tuple(key for key in found.broken if key in here))
     side = "text" if isinstance(items, list) else "image"
     still = getattr(model, "never_trains", False)
     frozen = still or parse_tower_mode(getattr(config, f"{side}_tower")) == 0
@@ -167,6 +174,26 @@ def tower_features(
         device=next(model.parameters()).device,
         description=description,
     )
+
+
+def caption_features(
+    model: DualEncoder, pairs: Sequence, config: RunConfig, description: str
+) -> tuple[Tensor, np.ndarray]:
+    """Embed the distinct captions of pairs; give their features and each caption's row there.
+
+    Those that a review has brought in are embedded apart from those that were there before.
+    """
+    known = captions = np.array([text for group in pairs.captions for text in group], object)
+    if (before := getattr(pairs, "unreviewed", None)) is not None:
+        known = np.array([text for group in before.captions for text in group], object)
+    # distinct and sorted: swapped captions are the same texts, so they share an entry
+    texts = np.unique(known)
+    features = tower_features(model, texts.tolist(), config, description).features
+    if len(new := np.setdiff1d(captions, texts)):
+        more = tower_features(model, new.tolist(), config, description).features
+        texts, features = np.concatenate([texts, new]), torch.cat([features, more])
+    order = np.argsort(texts)
+    return features, order[np.searchsorted(texts, captions, sorter=order)]
 
 
 def _stored(path: Path) -> Embeddings | None:

@@ -19,6 +19,7 @@ from zslkit.data.images import BrokenImageError, to_pil
 from zslkit.data.manifests import Manifest, load_manifest
 from zslkit.data.noise import plant, read_indices
 from zslkit.data.readers import reader_of
+from zslkit.data.review import Decision, apply_decisions
 from zslkit.data.sampling import check_broken
 from zslkit.data.schema import CaptionNoise
 from zslkit.data.showing import SHOWN, Shown, figure
@@ -76,6 +77,8 @@ class Pairs(Shown, Sequence):
         Images with a caption made wrong on purpose. For reports, never for training.
     wrong : ndarray of bool
         The same per caption, those of each image in turn.
+    unreviewed : Pairs or None
+        The pairs before :meth:`reviewed`; of these they are the rows ``reviewed_rows``.
     skipped : tuple of str
         Keys left out because the source lacks the image or every caption.
     left_out : dict of str to list of str
@@ -115,6 +118,8 @@ class Pairs(Shown, Sequence):
             for groups in (source.positives, source.negatives)
         )
         self._source, self._rows = source, rows
+        self.unreviewed: Pairs | None = None
+        self.reviewed_rows, self.decided = np.arange(len(rows)), {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,11 +141,33 @@ class Pairs(Shown, Sequence):
         ends = np.cumsum(self.captions.stops - self.captions.starts)
         starts = np.concatenate([[0], ends[:-1]])
         part.wrong = Groups(self.wrong, starts, ends).take(chosen).spread()[1]
+        part.unreviewed, part.decided = None, {}
         part.labels = None if self.labels is None else self.labels[chosen]
         part.positives, part.negatives = (
             None if groups is None else groups.take(chosen)
             for groups in (self.positives, self.negatives)
         )
+        return part
+
+    def reviewed(self, decisions: Iterable[Decision]) -> "Pairs":
+        """Give the pairs as people decided on their captions; see :mod:`zslkit.data.review`.
+
+        An image without a caption left is left out. A caption with other words, or on another
+        image, counts as right.
+
+        Raises
+        ------
+        ValueError
+            If no caption is left.
+        """
+        found = apply_decisions(self.keys, self.captions, decisions)
+        if len(found.rows) == 0:
+            raise ValueError(f"review: no caption is left of {len(self)} images")
+        part = self._take(found.rows)
+        part.captions, part.wrong = found.captions, self.wrong[found.origin] & ~found.settled
+        owner = np.repeat(np.arange(len(part)), part.captions.stops - part.captions.starts)
+        part.swapped = np.bincount(owner[part.wrong], minlength=len(part)) > 0
+        part.unreviewed, part.reviewed_rows, part.decided = self, found.rows, found.counts
         return part
 
     def _facts(self) -> dict[str, object]:
@@ -193,6 +220,8 @@ class Pairs(Shown, Sequence):
         how = manifest.understood or manifest.description.partition(".")[0]
         lost = [f"{len(keys)} {why}" for why, keys in self.left_out.items()]
         lost = "; ".join([*lost, *self._source.notes]) or "nothing"
+        decided = ", ".join(f"{n} {action}" for action, n in self.decided.items())
+        lost += f"; decisions on captions: {decided}" if decided else ""
         share = manifest.splits.get(self.split) and manifest.splits[self.split].share
         drawn = (
             f", drawn from {n_all} by a hash of the images with seed {manifest.split_seed}, near "

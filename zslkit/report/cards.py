@@ -131,5 +131,7 @@ def _origin(run: Mapping[str, Any]) -> Table:
         ["machine", "{platform}, {cores} cores, {device} ({cpu_capability}), threads: {threads}"
                     .format(**computer)],
         ["manifest", f"sha256 {run['manifest_checksum'][:12]}"],
+        *([["decisions on captions", f"sha256 {run['review_checksum'][:12]}"]]
+          if "review_checksum" in run else []),
         ["date", run["date"]],
     ]  # fmt: skip

@@ -1,7 +1,8 @@
 """The folder of a run: whose it is, what it was started with, its rows and its facts.
 
 It holds ``config.json``, ``inputs.json``, ``metrics.jsonl``, ``checkpoints/``, ``run.json`` with
-its readable ``card.md``, ``checksums.json`` of these and, while a run writes to it, ``lock.json``.
+its readable ``card.md``, ``review.json`` with the decisions on captions that were read, if any,
+``checksums.json`` of these and, while a run writes to it, ``lock.json``.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from typing import Any
 from zslkit.config import RunConfig
 from zslkit.data.files import json_text, write_text
 from zslkit.data.locks import locked
+from zslkit.data.review import checksum
 from zslkit.data.sealed import sealed_text, spoilt, write_noted
 from zslkit.report.inputs import NAME as INPUTS
 from zslkit.report.inputs import refuse_mixture
@@ -28,10 +30,10 @@ FREE_TO_CHANGE = {
     *("output_dir", "resume", "checkpoint_every", "keep_checkpoints", "cache_dir", "workers"),
     *("data_root", "zeroshot_data_root", "max_unreadable", "tensorboard", "test_split"),
     *("zeroshot_manifest", "zeroshot_split", "keep_every", "best_by", "allow_changed"),
-    "prompt_templates",
+    *("prompt_templates", "review"),  # what a review holds is compared, not its path
 }
-_RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json",
-              INPUTS, "checksums.json")  # fmt: skip
+_RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
+_RUN_FILES += ("review.json", INPUTS, "checksums.json")
 
 
 @dataclass
@@ -142,6 +144,8 @@ def _prepare(
             for name in earlier:
                 (run_dir / name).rename(aside / name)
         texts = {run_dir / "config.json": json_text(config.model_dump(mode="json"))}
+        if config.review is not None:
+            texts[run_dir / "review.json"] = Path(config.review).read_text("utf-8")
         write_noted(texts | ({run_dir / INPUTS: sealed_text(inputs)} if inputs else {}))
     except BlockingIOError:
         raise
@@ -165,7 +169,11 @@ def changes_since(run_dir: Path, config: RunConfig) -> list[str]:
     earlier = read_settings(run_dir)
     earlier = RunConfig().model_dump(mode="json") | earlier
     now = config.model_dump(mode="json")
-    return [
+    kept = run_dir / "review.json"
+    reviews = [config.review, kept if kept.is_file() else None]
+    before, after = (path and checksum(path)[:12] for path in reversed(reviews))
+    decided = [] if before == after else [f"decisions of review={after!r} (was {before!r})"]
+    return decided + [
         f"{name}={now[name]!r} (was {earlier[name]!r})"
         for name in now
         if name not in FREE_TO_CHANGE and earlier[name] != now[name]
