@@ -51,8 +51,7 @@ def options(
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
-    from dataclasses import asdict
-
+    from zslkit.evaluation.beside import closed_form_beside
     from zslkit.evaluation.weights import evaluate_weights
     from zslkit.report.results import record
     from zslkit.trainer import train as run_training
@@ -65,8 +64,9 @@ def train(config: RunConfig) -> None:
     if dist.rank() > 0:  # one report is enough
         return
     metrics, preferred = evaluate_weights(run, config)
-    extra = asdict(run.facts) | {"preferred_weights": preferred.words}
+    metrics |= closed_form_beside(run.model, config)
     typer.echo(preferred.words, err=True)
+    extra = vars(run.facts) | {"preferred_weights": preferred.words}
     typer.echo(record(metrics, config, config.output_dir, extra=extra))
 
 

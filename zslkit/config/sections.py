@@ -11,6 +11,9 @@ from zslkit.data.schema import CaptionNoise
 from zslkit.data.strict import Strict, as_list
 from zslkit.zeroshot.prompts import find_templates
 
+INPUTS = ("manifest", "images", "captions", "code", "packages", "processes")
+"""What a run reads besides its settings; a resume compares them."""
+
 
 class _Section(Strict):
     """Settings that are read together; their functions say which section they read."""
@@ -280,6 +283,12 @@ class RunSettings(_Section):
     """Optimizer steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = Field(2, ge=1)
     """The last checkpoints that stay, so that one can be damaged."""
+    keep_every: int | None = Field(None, ge=1)
+    """Every n-th checkpoint stays as well; None: none but the last and the best."""
+    best_by: str | None = "held-out recall@10"
+    """Column of metrics.jsonl by whose highest value a checkpoint is written and stays."""
+    allow_changed: str | None = None
+    """May differ on resume, by commas: code, packages, processes, manifest, images, captions."""
     cache_dir: str | None = "reports/cache"
     """Embeddings of frozen towers; None: not kept."""
     device: str = "auto"
@@ -290,3 +299,16 @@ class RunSettings(_Section):
     """Processes that read and augment images."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard extra)."""
+
+    @field_validator("allow_changed")
+    @classmethod
+    def _known_inputs(cls, value: str | None) -> str | None:
+        for name in value.split(",") if value else ():
+            if name.strip() not in INPUTS:
+                raise ValueError(f"{name.strip()!r} is none of {', '.join(INPUTS)}")
+        return value
+
+    @property
+    def allowed_changes(self) -> set[str]:
+        """The names that ``allow_changed`` lists."""
+        return {name.strip() for name in (self.allow_changed or "").split(",")} - {""}

@@ -249,8 +249,8 @@ class Pairs(Shown, Sequence):
 
     @cached_property
     def image_fingerprint(self) -> str:
-        """Sha256 of which images these are, whatever their captions: a key for cached features."""
-        stamp = self._source.stamp(self._rows)
+        """Sha256 of what the images hold, whatever their captions: a key for cached features."""
+        stamp = self._source.stamp(self._rows) + self._source.content(self._rows)
         return _sha256(chain((self.manifest.checksum, self.split), self.keys), stamp)
 
     @cached_property

@@ -1,5 +1,6 @@
 """Metrics with intervals, and the ways to measure a trained model."""
 
+from . import beside as beside
 from . import certificate as certificate
 from . import evaluator as evaluator
 from . import explore as explore
@@ -17,6 +18,7 @@ from . import suspects as suspects
 from . import towers as towers
 from . import truth as truth
 from . import weights as weights
+from .beside import closed_form_beside as closed_form_beside
 from .certificate import Certificate as Certificate
 from .certificate import Deviation as Deviation
 from .certificate import certify_gradients as certify_gradients
