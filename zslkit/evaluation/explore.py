@@ -180,6 +180,8 @@ def teacher_of(run_or_config: Run | RunConfig) -> tuple[DualEncoder, str]:
         student = build_dual_encoder(run_or_config)
         if run_or_config.needs_teacher and run_or_config.teacher == "frozen":
             return build_teacher(student, run_or_config).model, ""
+        if run_or_config.projection == "none":
+            return student.eval(), "Nothing is trained yet: this is the checkpoint as it came."
         return student.eval(), (
             "Nothing is trained yet: the projections are random, and so are image–caption "
             "similarities. What these targets say about the captions means nothing."
