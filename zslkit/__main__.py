@@ -11,6 +11,7 @@ import typer
 
 from zslkit import __version__
 from zslkit.config import RunConfig
+from zslkit.data import commands as data_commands
 from zslkit.report.options import Command, takes_config
 from zslkit.zeroshot.models import commands
 
@@ -50,6 +51,7 @@ def options(
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
+    from zslkit.evaluation.beside import closed_form_beside
     from zslkit.evaluation.evaluator import evaluate
     from zslkit.report.results import record
     from zslkit.trainer import train as run_training
@@ -61,7 +63,8 @@ def train(config: RunConfig) -> None:
         raise typer.Exit(128 + run.stopped_by)
     if dist.rank() > 0:  # one report is enough
         return
-    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))
+    metrics = evaluate(run.model, config) | closed_form_beside(run.model, config)
+    typer.echo(record(metrics, config, config.output_dir, extra=run.facts))
 
 
 @app.command(cls=Command)
@@ -253,6 +256,9 @@ def verify_data(
         typer.echo(f"{manifest.name}: {n_images} images and {n_files} files listed, all sound")
     if problems:
         raise typer.Exit(1)
+
+
+data_commands.add_to(data_app, Command)  # suspects, decide
 
 
 @report_app.callback()
