@@ -130,7 +130,7 @@ def test_equals_the_formulas_written_out(name, weighted):
         assert loss.item() == pytest.approx(expected[0].item(), rel=limit)
         limit *= 50 if name == "sharp transport" else 1  # similarity / 0.01 is rounded to 1e-5
         for term, value in expected[1].items():
-            assert terms[term] == pytest.approx(value, rel=limit, abs=limit), term
+            assert terms[term].item() == pytest.approx(value, rel=limit, abs=limit), term
         assert largest_deviation(gradients, expected[2]) < limit
 
 
@@ -141,7 +141,7 @@ def test_logs_the_same_names_as_the_plain_objective():
         blocks = outcome(blockwise.blockwise_loss, config, 70, torch.float32)
         assert plain[1].keys() == blocks[1].keys()
         for name, value in plain[1].items():
-            assert blocks[1][name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+            assert blocks[1][name].item() == pytest.approx(value.item(), rel=2e-4, abs=2e-5), name
 
 
 @pytest.mark.parametrize("name", KINDS)
