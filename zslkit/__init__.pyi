@@ -43,6 +43,7 @@ from .evaluation.registry import metric_facts as metric_facts
 from .evaluation.registry import register_metric as register_metric
 from .evaluation.retrieval import Watch as Watch
 from .evaluation.retrieval import evaluate_retrieval as evaluate_retrieval
+from .evaluation.suspects import find_suspects as find_suspects
 from .losses import contrastive_loss as contrastive_loss
 from .losses import distillation_loss as distillation_loss
 from .losses import sigmoid_loss as sigmoid_loss
@@ -66,6 +67,7 @@ from .widgets.embedding_map import EmbeddingMap as EmbeddingMap
 from .widgets.explorer import ZeroShotExplorer as ZeroShotExplorer
 from .widgets.microscope import SoftLabelMicroscope as SoftLabelMicroscope
 from .widgets.monitor import TrainingMonitor as TrainingMonitor
+from .widgets.review import CaptionReview as CaptionReview
 from .zeroshot.class_bank import build_class_bank as build_class_bank
 from .zeroshot.classifier import Prediction as Prediction
 from .zeroshot.classifier import ZeroShotClassifier as ZeroShotClassifier

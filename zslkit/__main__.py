@@ -11,6 +11,7 @@ import typer
 
 from zslkit import __version__
 from zslkit.config import RunConfig
+from zslkit.data import commands as data_commands
 from zslkit.report.options import Command, takes_config
 from zslkit.zeroshot.models import commands
 
@@ -253,6 +254,9 @@ def verify_data(
         typer.echo(f"{manifest.name}: {n_images} images and {n_files} files listed, all sound")
     if problems:
         raise typer.Exit(1)
+
+
+data_commands.add_to(data_app, Command)  # suspects, decide
 
 
 @report_app.callback()

@@ -16,7 +16,6 @@ from zslkit.checkpoint import (
     LoopState,
     Run,
     build_teacher,
-    latest_checkpoint,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -27,8 +26,10 @@ from zslkit.encoders.dual import build_dual_encoder
 from zslkit.evaluation.fitting import fit_projections
 from zslkit.kernels.reading import numbers
 from zslkit.report.cards import write_card
+from zslkit.report.checkpoints import best_step, lasting_steps, latest_checkpoint
+from zslkit.report.inputs import fingerprint_inputs
 from zslkit.report.provenance import provenance
-from zslkit.report.run_folder import RunFacts, rewind_history, run_folder
+from zslkit.report.run_folder import RunFacts, rewind_history, run_folder, say_where
 from zslkit.training import dist
 from zslkit.training.batches import TrainingData
 from zslkit.training.coach import advise
@@ -83,7 +84,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
     facts = RunFacts(data.per_epoch, total_steps, pairs=len(data))
     facts.swapped_captions = int(data.pairs.swapped.sum())
 
-    with run_folder(config) as run_dir, repeatable(device), interruptible() as stop:
+    inputs = fingerprint_inputs(config, data.pairs)
+    with run_folder(config, inputs) as run_dir, repeatable(device), interruptible() as stop:
         state, checkpoint = LoopState(broken=sorted(data.broken)), latest_checkpoint(run_dir)
         if config.start != "random" and not checkpoint:
             state.trust = fit_projections(model, data, config).trust
@@ -92,13 +94,16 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
         if checkpoint:
             state = restore_checkpoint(checkpoint, model, teacher, optimizer)
-        run = Run(model, config, rewind_history(run_dir, state.step), run_dir, teacher, facts)
+        say_where(run_dir, config.resume, checkpoint)
+        history = rewind_history(run_dir, state.step, state.history)
+        run = Run(model, config, history, run_dir, teacher, facts)
         began = time.perf_counter() - state.seconds
 
         def save() -> None:
             if dist.rank() == 0:
-                parts, keep = (model, teacher, optimizer), config.keep_checkpoints
-                save_checkpoint(run_dir, state, *parts, data.fingerprints, keep)
+                parts, rows = (model, teacher, optimizer), run.history
+                stay = config.keep_checkpoints, lasting_steps(rows, config, state.step)
+                save_checkpoint(run_dir, state, *parts, data.fingerprints, *stay, rows)
 
         with Monitor(run_dir, state.step, total_steps, config.tensorboard, dist.rank() > 0) as show:
             for epoch, batch in data.stream(state.step, total_steps):
@@ -154,7 +159,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     facts.advice = [*advice.values()]
                     show.tell(advice)
                 state.seconds = time.perf_counter() - began
-                if state.step % config.checkpoint_every == 0:
+                best = best_step(run.history, config.best_by) == state.step
+                if best or state.step % config.checkpoint_every == 0:
                     save()
             save()
         model.eval()

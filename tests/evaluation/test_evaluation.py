@@ -107,7 +107,7 @@ def test_retrieval_equals_brute_force(model, config):
         order = torch.stack([image @ text for _, text in texts]).argsort(descending=True)
         ranks["image_to_text"].append([texts[j][0] for j in order].index(i))
     retrieval = evaluate(model, config)["retrieval"]
-    assert retrieval.keys() == ranks.keys()
+    assert retrieval.keys() == {*ranks, "rsum"}
     for way, queries in (("text_to_image", len(texts)), ("image_to_text", 32)):
         assert retrieval[way].keys() == {"recall@1", "recall@5", "recall@10"}
         for k in (1, 5, 10):
@@ -116,6 +116,11 @@ def test_retrieval_equals_brute_force(model, config):
             assert found["low"] <= found["value"] <= found["high"]
             assert found["n"] == queries
     assert 0 < retrieval["text_to_image"]["recall@10"]["value"] < 1
+    six = [found["value"] for way in ranks for found in retrieval[way].values()]
+    total = retrieval["rsum"]
+    assert total["value"] == pytest.approx(100 * sum(six))
+    assert total["low"] < total["value"] < total["high"]
+    assert total["n"] == 32
 
 
 def test_zeroshot_equals_brute_force_and_says_its_chance(model, config):
@@ -209,6 +214,7 @@ def test_recall_at_k_needs_more_candidates_than_k(model, config, photos):
         )
         retrieval = evaluate(model, few)["retrieval"]
     assert "recall@5" not in retrieval["text_to_image"]
+    assert "rsum" not in retrieval  # it would be a sum of other things
 
 
 def test_example_targets_are_those_of_the_objective(tiny_settings, tmp_path):

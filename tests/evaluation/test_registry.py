@@ -63,6 +63,7 @@ def test_average_precision_is_written_in_percent():
     [
         ("retrieval / text_to_image / recall@10", "text→image recall@10", "fraction", "higher"),
         ("retrieval text_to_image recall@10", "text→image recall@10", "fraction", "higher"),
+        ("retrieval / rsum", "rSum (of 600)", "", "higher"),
         ("all / zeroshot hit@1 / InfoNCE @ 0", "zero-shot hit@1", "fraction", "higher"),
         ("per class hit@1 / loss", "hit@1", "fraction", "higher"),  # a class of that name
         ("held-out recall@1", "recall@1", "fraction", "higher"),

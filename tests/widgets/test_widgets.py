@@ -9,6 +9,7 @@ import threading
 from base64 import b64decode
 from datetime import datetime, timezone
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,16 +21,19 @@ from PIL import Image
 
 from zslkit.checkpoint import RunFacts
 from zslkit.config import RunConfig
+from zslkit.data.images import BrokenImageError
 from zslkit.data.pairs import open_pairs
 from zslkit.evaluation.evaluator import example_targets
 from zslkit.evaluation.explore import Namer, teacher_of
 from zslkit.evaluation.retrieval import embed_images
+from zslkit.evaluation.suspects import find_suspects
 from zslkit.objective import soft_targets
 from zslkit.trainer import train
 from zslkit.widgets.embedding_map import EmbeddingMap
 from zslkit.widgets.explorer import ZeroShotExplorer
 from zslkit.widgets.microscope import SoftLabelMicroscope
 from zslkit.widgets.monitor import TrainingMonitor, _panel
+from zslkit.widgets.review import CaptionReview
 from zslkit.zeroshot.classifier import ZeroShotClassifier
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -739,3 +743,79 @@ def test_a_long_curve_is_thinned_to_its_end():
 def test_time_between_drawings_is_not_negative():
     with pytest.raises(ValueError, match="seconds=-1 must be a number, 0 or more"):
         TrainingMonitor(-1)
+
+
+# review of captions
+
+
+@pytest.fixture
+def suspects(run):
+    return find_suspects(run, share=1.0)
+
+
+@pytest.fixture
+def review(run, suspects, tmp_path):
+    pairs = open_pairs(run.config.manifest, "train")
+    return CaptionReview(suspects, tmp_path / "my.review.json", pairs)
+
+
+def press(review, word, **more):
+    review.by_key._handle_custom_msg({"word": word, **more}, [])
+
+
+def test_every_key_decides_and_goes_on(review, suspects):
+    for word in ("keep", "drop", "swap"):
+        press(review, word)
+    assert review.place == 3
+    press(review, "edit", text="  other words ")
+    assert [one.action for one in review.decisions] == ["keep", "drop", "swap", "edit"]
+    first, *_, last = review.decisions
+    assert (first.image, first.caption) == (suspects["image"][0], suspects["caption"][0])
+    assert last.text == "other words"
+    assert "4 decided" in review.message.value or "5 decided" in review.message.value
+    press(review, "back")
+    assert "decided, edit" in review.view.value
+    press(review, "undo")
+    assert "decided" not in review.view.value
+    assert len(review.decisions) == 3
+    for _ in range(5):
+        press(review, "back")
+    assert review.place == 0
+    review.walk(10_000)
+    assert review.place == len(suspects) - 1
+    assert len(review.figure().axes) in range(1, 9)
+
+
+def test_a_review_goes_on_where_it_was_left(run, review, suspects):
+    buttons = {button.description: button for button in review.buttons.children}
+    buttons["drop"].click()
+    again = CaptionReview(run, review.file, share=1.0)
+    assert again.place == 1
+    assert again.suspect["caption"] == suspects["caption"][1]
+    assert review.by_key.caption == suspects["caption"][1]
+
+
+def test_what_cannot_be_decided_is_said(run, review, suspects, monkeypatch):
+    press(review, "edit", text=" ")
+    assert "needs text" in review.message.value
+    suspects.loc[0, ["swap_image", "swap_caption"]] = ""
+    press(review, "swap")
+    assert "no other suspect would gain" in review.message.value
+    assert review.decisions == []
+    with pytest.raises(ValueError, match="needs pairs"):
+        CaptionReview(suspects, review.file)
+    monkeypatch.chdir(review.file.parent)
+    beside = CaptionReview(run)
+    assert beside.file.name == f"{Path(run.config.manifest).stem}.review.json"
+
+
+def test_captions_under_review_are_shown_as_text(review, suspects, monkeypatch):
+    def broken(i):
+        raise BrokenImageError("damaged")
+
+    suspects.loc[0, "reason"] = EVIL
+    monkeypatch.setattr(review._pairs, "read_pixels", broken)
+    review.walk(0)
+    assert "&lt;script&gt;" in review.view.value
+    assert "unreadable" in review.view.value
+    assert EVIL not in review.view.value

@@ -11,6 +11,7 @@ from PIL import Image
 import zslkit as zk
 from zslkit.config import RunConfig
 from zslkit.data.pairs import open_pairs
+from zslkit.zeroshot.models.pretrained import load_parts
 from zslkit.zeroshot.models.protocol import as_model
 
 TEXTS = ["a photo of a dog", "two cats", "a red square beside a blue circle on green"]
@@ -20,6 +21,10 @@ CLOSE = {"abs": 1e-5}
 @pytest.fixture(scope="session")
 def clips(tiny_clips):
     return tiny_clips
+
+
+def spec_of(clips, kind):
+    return clips[kind] if kind == "open_clip" else f"hf:{clips[kind]}"
 
 
 def photos(n=3):
@@ -77,7 +82,7 @@ def test_open_clip_checkpoints_embed_as_open_clip_does(clips):
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip"])
 def test_a_loaded_model_is_evaluated_like_a_run(clips, kind, tiny_settings, tmp_path):
-    spec = str(clips[kind]) if kind == "open_clip" else f"hf:{clips[kind]}"
+    spec = spec_of(clips, kind)
     model = zk.load_model(spec)
     config = RunConfig(**{**tiny_settings, "cache_dir": str(tmp_path / "cache")})
     found = zk.evaluate(model, config)
@@ -89,36 +94,112 @@ def test_a_loaded_model_is_evaluated_like_a_run(clips, kind, tiny_settings, tmp_
     assert zk.evaluate(zk.load_model(spec), config) == found
 
 
-def test_open_clips_figures_are_those_of_clip_benchmark(clips, tmp_path, monkeypatch):
-    """clip-benchmark asks open_clip itself; we ask what load_model made of it."""
-    judge = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
-    import open_clip
+class Shown(list):
+    """(pixels, label) of each image, as clip-benchmark reads a data set."""
 
+    classes: tuple = ()
+
+
+class Theirs(torch.nn.Module):
+    """A model of transformers with the two methods that clip-benchmark calls."""
+
+    def __init__(self, folder):
+        from transformers import AutoModel
+
+        super().__init__()
+        self.net = AutoModel.from_pretrained(folder).eval()
+
+    def encode_image(self, pixels):
+        return self.net.get_image_features(pixels).pooler_output
+
+    def encode_text(self, tokens):
+        return self.net.get_text_features(tokens).pooler_output
+
+
+def without_us(clips, kind):
+    """Give model, preprocessing and tokenizer as a checkpoint's own library has them."""
+    if kind == "open_clip":
+        from clip_benchmark.models.open_clip import load_open_clip
+
+        model, *others = load_open_clip(*clips[kind].removeprefix("open_clip:").split("/", 1))
+        return model.eval(), *others
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    processor, tokenizer = (
+        part.from_pretrained(clips[kind]) for part in (AutoImageProcessor, AutoTokenizer)
+    )
+    full = {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
+
+    def tokens(texts):
+        return tokenizer(texts, truncation=True, return_tensors="pt", **full)["input_ids"]
+
+    def process(image):
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    return Theirs(clips[kind]), process, tokens
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true:UserWarning")
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip"])
+def test_the_figures_are_those_of_clip_benchmark(clips, kind, tmp_path, monkeypatch):
+    """Its evaluator asks the checkpoint's own library; we ask what load_model made of it."""
+    judge = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
     from zslkit.evaluation.questions import evaluate_stream, pose
     from zslkit.zeroshot.label_spaces import own_label_space
 
-    name, _, weights = clips["open_clip"].removeprefix("open_clip:").partition("/")
-    theirs, _, preprocess = open_clip.create_model_and_transforms(name, weights)
+    theirs, preprocess, tokenizer = without_us(clips, kind)
     pairs = open_pairs("toy", "seen", max_pairs=120)
     space = own_label_space(pairs)
-    labels = torch.tensor([space.class_names.index(pairs.class_names[c]) for c in pairs.labels])
-    images = torch.stack([preprocess(pair.image) for pair in pairs])
-    loader = torch.utils.data.DataLoader([*zip(images, labels, strict=True)], batch_size=50)
-    names, texts = list(space.class_names), ["a photo of a {}.", "a {}."]
-    bank = judge.zero_shot_classifier(
-        theirs.eval(), open_clip.get_tokenizer(name), names,
-        [text.replace("{}", "{c}") for text in texts], "cpu", amp=False,
-    )  # fmt: skip
-    logits, target = judge.run_classification(theirs, bank, loader, "cpu", amp=False)
+    labels = [space.class_names.index(pairs.class_names[c]) for c in pairs.labels]
+    data = Shown(zip([preprocess(pair.image) for pair in pairs], labels, strict=True))
+    data.classes = space.class_names
+    loader = torch.utils.data.DataLoader(data, batch_size=50)
+    texts = ["a photo of a {}.", "a {}."]
     as_array = torch.Tensor.numpy  # NumPy refuses float() of one-element arrays since 2.4
     monkeypatch.setattr(torch.Tensor, "numpy", lambda self: as_array(self).squeeze())
-    top = [float(value) for value in judge.accuracy(logits, target, topk=(1, 5))]
+    found = judge.evaluate(
+        theirs, loader, tokenizer, list(space.class_names),
+        [text.replace("{}", "{c}") for text in texts], "cpu", amp=False,
+    )  # fmt: skip
     monkeypatch.undo()
-    model = zk.load_model(clips["open_clip"])
+    model = zk.load_model(spec_of(clips, kind))
     questions = pose(model, pairs, [space], {"two": texts})
-    found = evaluate_stream(model, pairs, questions, tmp_path)["questions"][f"{space.name} / two"]
-    hits = found["hits"]["strict"]
-    assert [hits["hit@1"]["value"], hits["hit@5"]["value"]] == pytest.approx(top, abs=1e-6)
+    ours = evaluate_stream(model, pairs, questions, tmp_path)["questions"][f"{space.name} / two"]
+    hits = [ours["hits"]["strict"][f"hit@{k}"]["value"] for k in (1, 5)]
+    assert hits == pytest.approx([found["acc1"], found["acc5"]], abs=1e-6)
+    assert 0 < hits[1] < 1  # a model that sees something
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tag_of_open_clip_brings_its_activation_and_pixels(clips, tmp_path, monkeypatch):
+    """As ViT-B-32/openai: trained with QuickGELU, named under a model without it."""
+    import open_clip
+    from open_clip.pretrained import _PRETRAINED
+
+    name, weights = clips["open_clip"].removeprefix("open_clip:").split("/", 1)
+    plain = {**open_clip.get_model_config(name), "quick_gelu": False}
+    (tmp_path / "tiny-plain.json").write_text(json.dumps(plain))
+    open_clip.add_model_config(tmp_path / "tiny-plain.json")
+    mean = (0.5, 0.5, 0.5)
+    tag = {"file": weights, "quick_gelu": True, "mean": mean, "std": mean}
+    monkeypatch.setitem(_PRETRAINED, "tiny-plain", {"own": tag, "other": {"file": weights}})
+    theirs = zk.load_model(clips["open_clip"])  # the name says QuickGELU
+    model, other = (zk.load_model(f"open_clip:tiny-plain/{tag}") for tag in ("own", "other"))
+    assert model.image_transform(train=False).mean == mean
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels), theirs.encode_image(pixels))
+        assert torch.equal(model.encode_text(TEXTS), theirs.encode_text(TEXTS))
+        assert not torch.allclose(other.encode_text(TEXTS), theirs.encode_text(TEXTS), atol=1e-4)
+    monkeypatch.setitem(tag, "file", "nowhere")  # without weights nothing is fetched
+    scratch = load_parts("open_clip:tiny-plain/own", "none")
+    assert scratch.image.transform.mean == mean
+    model.save_pretrained(tmp_path / "saved")
+    monkeypatch.delitem(_PRETRAINED, "tiny-plain")
+    again = zk.from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(model.encode_text(TEXTS), again.encode_text(TEXTS))
+    assert again.image_transform(train=False).mean == mean
 
 
 class Own:

@@ -11,6 +11,9 @@ from zslkit.data.schema import CaptionNoise
 from zslkit.data.strict import Strict, as_list
 from zslkit.zeroshot.prompts import find_templates
 
+INPUTS = ("manifest", "images", "captions", "code", "packages", "processes")
+"""What a run reads besides its settings; a resume compares them."""
+
 
 class _Section(Strict):
     """Settings that are read together; their functions say which section they read."""
@@ -64,6 +67,8 @@ class DataSettings(_Section):
     """image (all captions of an image), or single ones: caption, similar, words, boilerplate."""
     caption_noise_file: str | None = None
     """Published noise: .npy or text, which caption (from 0) stands in each place."""
+    review: str | None = None
+    """Decisions on suspect captions, as data decide writes them; training reads them."""
     max_pairs: int | None = Field(None, ge=1)
     """Train on this many pairs, drawn with the seed; None: all."""
     max_unreadable: float = Field(0.05, ge=0.0, le=1.0)
@@ -89,7 +94,9 @@ class DataSettings(_Section):
     def source(self) -> dict[str, Any]:
         """Options under which ``open_pairs`` reads ``manifest``."""
         names = ("data_root", "image_field", "caption_field", "split_shares", "max_unreadable")
-        return {name: getattr(self, name) for name in names}
+        # where the splits of a set were drawn lies among the features of its images
+        cache = {"cache_dir": getattr(self, "cache_dir", None)}
+        return {name: getattr(self, name) for name in names} | cache
 
     @property
     def zeroshot_source(self) -> dict[str, Any]:
@@ -262,6 +269,12 @@ class RunSettings(_Section):
     """Optimizer steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = Field(2, ge=1)
     """The last checkpoints that stay, so that one can be damaged."""
+    keep_every: int | None = Field(None, ge=1)
+    """Every n-th checkpoint stays as well; None: none but the last and the best."""
+    best_by: str | None = "held-out recall@10"
+    """Column of metrics.jsonl by whose highest value a checkpoint is written and stays."""
+    allow_changed: str | None = None
+    """May differ on resume, by commas: code, packages, processes, manifest, images, captions."""
     cache_dir: str | None = "reports/cache"
     """Embeddings of frozen towers; None: not kept."""
     device: str = "auto"
@@ -272,3 +285,16 @@ class RunSettings(_Section):
     """Processes that read and augment images."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard extra)."""
+
+    @field_validator("allow_changed")
+    @classmethod
+    def _known_inputs(cls, value: str | None) -> str | None:
+        for name in value.split(",") if value else ():
+            if name.strip() not in INPUTS:
+                raise ValueError(f"{name.strip()!r} is none of {', '.join(INPUTS)}")
+        return value
+
+    @property
+    def allowed_changes(self) -> set[str]:
+        """The names that ``allow_changed`` lists."""
+        return {name.strip() for name in (self.allow_changed or "").split(",")} - {""}

@@ -4,6 +4,7 @@ from . import audit as audit
 from . import cache as cache
 from . import caption_trust as caption_trust
 from . import closed_form as closed_form
+from . import commands as commands
 from . import description as description
 from . import embedding as embedding
 from . import files as files
@@ -16,7 +17,9 @@ from . import manifests as manifests
 from . import named as named
 from . import noise as noise
 from . import pairs as pairs
+from . import parts as parts
 from . import recognition as recognition
+from . import review as review
 from . import sampling as sampling
 from . import schema as schema
 from . import sealed as sealed
@@ -37,6 +40,7 @@ from .audit import look_at_images as look_at_images
 from .audit import mismatch_bound as mismatch_bound
 from .audit import score_pairs as score_pairs
 from .cache import Embeddings as Embeddings
+from .cache import caption_features as caption_features
 from .cache import embed as embed
 from .cache import tower_features as tower_features
 from .caption_trust import believe_captions as believe_captions
@@ -83,6 +87,11 @@ from .pairs import Pair as Pair
 from .pairs import Pairs as Pairs
 from .pairs import open_pairs as open_pairs
 from .recognition import SPLIT_SHARES as SPLIT_SHARES
+from .review import Decision as Decision
+from .review import add_decisions as add_decisions
+from .review import apply_decisions as apply_decisions
+from .review import read_decisions as read_decisions
+from .review import review_file as review_file
 from .sampling import Batch as Batch
 from .sampling import caption_choice as caption_choice
 from .sampling import check_broken as check_broken

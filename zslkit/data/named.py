@@ -2,22 +2,24 @@
 
 from zslkit.config import RunConfig
 from zslkit.data.pairs import Pairs, open_pairs
+from zslkit.data.review import read_decisions
 
 
 def training_pairs(config: RunConfig) -> Pairs:
-    """Open the pairs that a run trains on: its split, draw of ``max_pairs`` and caption noise.
+    """Open the pairs that a run trains on: its split, draw of ``max_pairs``, noise and decisions.
 
     Parameters
     ----------
     config : RunConfig
-        ``manifest``, ``data_root``, ``train_split``, ``max_pairs``, ``caption_noise``, ``seed``.
+        ``manifest``, ``data_root``, ``train_split``, ``max_pairs``, ``caption_noise``, ``seed``
+        and ``review``, which is about the captions after all of these.
 
     Raises
     ------
     ValueError, FileNotFoundError
         As :func:`zslkit.open_pairs`.
     """
-    return open_pairs(
+    pairs = open_pairs(
         config.manifest,
         config.train_split,
         **config.source,
@@ -27,6 +29,7 @@ def training_pairs(config: RunConfig) -> Pairs:
         seed=config.seed,
         max_pairs=config.max_pairs,
     )
+    return pairs if config.review is None else pairs.reviewed(read_decisions(config.review))
 
 
 def held_out_pairs(

@@ -19,6 +19,7 @@ from zslkit.data.images import BrokenImageError, to_pil
 from zslkit.data.manifests import Manifest, load_manifest
 from zslkit.data.noise import plant, read_indices
 from zslkit.data.readers import reader_of
+from zslkit.data.review import Decision, apply_decisions
 from zslkit.data.sampling import check_broken
 from zslkit.data.schema import CaptionNoise
 from zslkit.data.showing import SHOWN, Shown, figure
@@ -76,6 +77,8 @@ class Pairs(Shown, Sequence):
         Images with a caption made wrong on purpose. For reports, never for training.
     wrong : ndarray of bool
         The same per caption, those of each image in turn.
+    unreviewed : Pairs or None
+        The pairs before :meth:`reviewed`; of these they are the rows ``reviewed_rows``.
     skipped : tuple of str
         Keys left out because the source lacks the image or every caption.
     left_out : dict of str to list of str
@@ -115,6 +118,8 @@ class Pairs(Shown, Sequence):
             for groups in (source.positives, source.negatives)
         )
         self._source, self._rows = source, rows
+        self.unreviewed: Pairs | None = None
+        self.reviewed_rows, self.decided = np.arange(len(rows)), {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,11 +141,46 @@ class Pairs(Shown, Sequence):
         ends = np.cumsum(self.captions.stops - self.captions.starts)
         starts = np.concatenate([[0], ends[:-1]])
         part.wrong = Groups(self.wrong, starts, ends).take(chosen).spread()[1]
+        part.unreviewed, part.decided = None, {}
         part.labels = None if self.labels is None else self.labels[chosen]
         part.positives, part.negatives = (
             None if groups is None else groups.take(chosen)
             for groups in (self.positives, self.negatives)
         )
+        return part
+
+    def with_classes(self, labels: Sequence[int], class_names: Sequence[str]) -> "Pairs":
+        """Give the same images with classes of their own: ``labels`` (N,), numbers of names."""
+        part = self._take(np.arange(len(self)))
+        part.labels = np.asarray(labels, dtype=np.int64)
+        part.class_names = part.class_ids = tuple(class_names)
+        places = np.arange(len(self) + 1)
+        part.positives, part.negatives = Groups(part.labels, places[:-1], places[1:]), None
+        return part
+
+    def take(self, rows: Sequence[int]) -> "Pairs":
+        """Give the images at these places."""
+        return self._take(np.asarray(rows, dtype=np.int64))
+
+    def reviewed(self, decisions: Iterable[Decision]) -> "Pairs":
+        """Give the pairs as people decided on their captions; see :mod:`zslkit.data.review`.
+
+        An image without a caption left is left out. A caption with other words, or on another
+        image, counts as right.
+
+        Raises
+        ------
+        ValueError
+            If no caption is left.
+        """
+        found = apply_decisions(self.keys, self.captions, decisions)
+        if len(found.rows) == 0:
+            raise ValueError(f"review: no caption is left of {len(self)} images")
+        part = self._take(found.rows)
+        part.captions, part.wrong = found.captions, self.wrong[found.origin] & ~found.settled
+        owner = np.repeat(np.arange(len(part)), part.captions.stops - part.captions.starts)
+        part.swapped = np.bincount(owner[part.wrong], minlength=len(part)) > 0
+        part.unreviewed, part.reviewed_rows, part.decided = self, found.rows, found.counts
         return part
 
     def _facts(self) -> dict[str, object]:
@@ -193,6 +233,8 @@ class Pairs(Shown, Sequence):
         how = manifest.understood or manifest.description.partition(".")[0]
         lost = [f"{len(keys)} {why}" for why, keys in self.left_out.items()]
         lost = "; ".join([*lost, *self._source.notes]) or "nothing"
+        decided = ", ".join(f"{n} {action}" for action, n in self.decided.items())
+        lost += f"; decisions on captions: {decided}" if decided else ""
         share = manifest.splits.get(self.split) and manifest.splits[self.split].share
         drawn = (
             f", drawn from {n_all} by a hash of the images with seed {manifest.split_seed}, near "
@@ -207,8 +249,8 @@ class Pairs(Shown, Sequence):
 
     @cached_property
     def image_fingerprint(self) -> str:
-        """Sha256 of which images these are, whatever their captions: a key for cached features."""
-        stamp = self._source.stamp(self._rows)
+        """Sha256 of what the images hold, whatever their captions: a key for cached features."""
+        stamp = self._source.stamp(self._rows) + self._source.content(self._rows)
         return _sha256(chain((self.manifest.checksum, self.split), self.keys), stamp)
 
     @cached_property
@@ -231,6 +273,7 @@ def open_pairs(
     image_field: str | None = None,
     caption_field: str | None = None,
     split_shares: Mapping[str, float] | None = None,
+    cache_dir: str | Path | None = None,
     quiet: bool = False,
 ) -> Pairs:
     """Open one split of a data set, or of any file, folder or object with images and captions.
@@ -260,6 +303,8 @@ def open_pairs(
         Share of images that may be missing or without caption; they are left out.
     image_field, caption_field, split_shares
         See :func:`zslkit.data.manifests.load_manifest`.
+    cache_dir : path, optional
+        Keeps where splits were drawn, so that the images are looked through once.
     quiet : bool
         Do not say how a source without a manifest was understood; ``Pairs.understood`` does.
 
@@ -281,7 +326,7 @@ def open_pairs(
         raise ValueError(f"caption_noise={caption_noise} must lie between 0 and 1")
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs={max_pairs} must be at least 1, or None for all")
-    source, rows = _open_source(manifest, split, manifest.data_root)
+    source, rows = _open_source(manifest, split, manifest.data_root, cache_dir)
     n_listed = len(source.keys) + len(source.skipped)
     check_broken(source.skipped, n_listed, max_unreadable, source.faults)
     if len(rows) == 0:
@@ -306,7 +351,9 @@ def default_split(manifest: Manifest) -> str:
     return next((name for name in order if name in manifest.splits), next(iter(manifest.splits)))
 
 
-def _open_source(manifest: Manifest, split: str, root: Path) -> tuple[Source, np.ndarray]:
+def _open_source(
+    manifest: Manifest, split: str, root: Path, cache_dir: str | Path | None = None
+) -> tuple[Source, np.ndarray]:
     """Read a split in the layout that is there; give it and the rows that belong to the split."""
     found = manifest.as_found(root)
     if split not in found.splits:
@@ -328,8 +375,9 @@ def _open_source(manifest: Manifest, split: str, root: Path) -> tuple[Source, np
     from zslkit.data.splits import positions_of, rows_of_share
 
     everything = np.arange(len(source.keys))
-    key = _sha256(chain((str(root), manifest.name), source.keys), source.stamp(everything))
-    positions = positions_of(key, manifest.split_seed, source)
+    named = (str(root), manifest.name, *chosen.paths)
+    key = _sha256(chain(named, source.keys), source.stamp(everything))
+    positions = positions_of(key, manifest.split_seed, source, cache_dir)
     shares = [other.share for other in found.splits.values() if other.share is not None]
     return source, rows_of_share(positions, shares, shares.index(chosen.share))
 

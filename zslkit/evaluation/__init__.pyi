@@ -13,7 +13,9 @@ from . import questions as questions
 from . import registry as registry
 from . import retrieval as retrieval
 from . import stream as stream
+from . import suspects as suspects
 from . import towers as towers
+from . import truth as truth
 from .certificate import Certificate as Certificate
 from .certificate import Deviation as Deviation
 from .certificate import certify_gradients as certify_gradients
@@ -90,7 +92,10 @@ from .stream import NOTHING as NOTHING
 from .stream import Asked as Asked
 from .stream import Ranking as Ranking
 from .stream import rank_images as rank_images
+from .suspects import find_suspects as find_suspects
 from .towers import activation_bytes as activation_bytes
 from .towers import build_towers as build_towers
 from .towers import measure_cache as measure_cache
 from .towers import tower_facts as tower_facts
+from .truth import LISTS as LISTS
+from .truth import images_to_name as images_to_name

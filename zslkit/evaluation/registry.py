@@ -171,6 +171,7 @@ _ROWS = (
     (r"(?:retrieval / )?image_to_text / recall@(\d+)", r"image→text recall@\1", "fraction",
      "higher"),
     (r"recall@(\d+)", r"recall@\1", "fraction", "higher"),
+    (r"(?:retrieval / )?rsum", "rSum (of 600)", "", "higher"),
     (r"same_image_recall@(\d+)", r"same-image recall@\1", "fraction", "higher"),
     (r"precision@(\d+)", r"precision@\1", "fraction", "higher"),
     (r"accuracy(@\d+)?", r"accuracy\1", "fraction", "higher"),

@@ -20,6 +20,9 @@ from zslkit.evaluation.metrics import retrieval_ranks
 from zslkit.objective import Embedded
 from zslkit.zeroshot.models.protocol import as_model
 
+RECALL_AT = (1, 5, 10)
+"""Which recall is measured, and summed."""
+
 
 @torch.inference_mode()
 def embed_images(model: DualEncoder, pairs: Pairs, config: RunConfig) -> tuple[Tensor, np.ndarray]:
@@ -87,18 +90,34 @@ def embed_batch(
 
 
 def evaluate_retrieval(model: DualEncoder, config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Measure recall@1, 5 and 10 in both directions on the pairs of ``config.test_split``."""
+    """Measure recall@1, 5 and 10 in both directions on the pairs of ``config.test_split``.
+
+    Besides ``text_to_image`` and ``image_to_text`` there is ``rsum``, the field's sum of all six
+    in percent (:func:`~zslkit.evaluation.metrics.recall_sum`), where ten images can be ranked.
+    """
     ranks, owner = rank_pairs(model, held_out_pairs(config), config)
     groups = {"text_to_image": owner, "image_to_text": None}
     candidates = {"text_to_image": owner[-1] + 1, "image_to_text": len(owner)}
-    return {
+    found: dict[str, dict[str, Any]] = {
         way: {
             f"recall@{k}": estimate(rank < k, groups=groups[way])
-            for k in (1, 5, 10)
+            for k in RECALL_AT
             if k <= candidates[way]
         }
         for way, rank in ranks.items()
     }
+    if min(candidates.values()) >= max(RECALL_AT):
+        found["rsum"] = _estimate_sum(ranks, owner)
+    return found
+
+
+def _estimate_sum(ranks: dict[str, np.ndarray], owner: np.ndarray) -> dict[str, float]:
+    """Word rSum with its interval over images, each drawn with its captions."""
+    asked, place = np.unique(owner, return_inverse=True)
+    # what one image adds to either mean; the sum of all is rSum, however many captions each has
+    hits = {way: sum((rank < k) / len(rank) for k in RECALL_AT) for way, rank in ranks.items()}
+    shares = np.bincount(place, weights=hits["text_to_image"]) + hits["image_to_text"]
+    return estimate(100 * len(asked) * shares)
 
 
 def rank_pairs(

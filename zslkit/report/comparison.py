@@ -95,6 +95,8 @@ def _outcome_rows(pairs: Mapping[str, tuple]) -> Table:
 def facts(results: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten what results came from: data, code, packages and machine, each under one name."""
     found = {"manifest": results["manifest_checksum"]}
+    if "review_checksum" in results:
+        found["review"] = results["review_checksum"]
     for key, kind in (("code", "code"), ("versions", "package"), ("machine", "machine")):
         found |= {f"{kind} {name}": value for name, value in results.get(key, {}).items()}
     return found

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from zslkit import __version__
 from zslkit.data.files import portable, project_root
 from zslkit.data.kinds import code_of_kinds
 from zslkit.data.manifests import load_manifest
+from zslkit.data.review import checksum
 from zslkit.report.numerics import hold_numerics
 
 PACKAGES = {"numpy", "pandas", "safetensors", "timm", "torch", "torchvision", "transformers"}
@@ -29,7 +31,8 @@ def provenance(config: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``config`` with portable paths, ``seed``, ``manifest_checksum``, ``date`` (UTC), ``code``
+        ``config`` with portable paths, ``seed``, ``manifest_checksum``, ``review_checksum`` of the
+        decisions on captions, if there are any, ``date`` (UTC), ``code``
         (version, sha256 of the sources, git commit), ``versions`` of packages and ``machine``.
     """
     settings = config.model_dump(mode="json") if hasattr(config, "model_dump") else config or {}
@@ -40,6 +43,7 @@ def provenance(config: Any) -> dict[str, Any]:
         "seed": settings.get("seed"),
         "manifest_checksum": manifest
         and load_manifest(manifest, **{key: settings.get(key) for key in _SOURCE}).checksum,
+        **_decided(settings),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "code": {
             **{"version": __version__, "sha256": SOURCES, **git_state(project_root())},
@@ -48,6 +52,14 @@ def provenance(config: Any) -> dict[str, Any]:
         "versions": {"zslkit": __version__, "python": platform.python_version(), **versions},
         "machine": machine(),
     }
+
+
+def _decided(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Hash the decisions that a run has read: its own copy, as the file may have grown since."""
+    if (review := settings.get("review")) is None:
+        return {}
+    copy = Path(settings.get("output_dir", ".")) / "review.json"
+    return {"review_checksum": checksum(copy if copy.is_file() else review)}
 
 
 def installed() -> dict[str, str]:

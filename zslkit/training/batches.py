@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zslkit.config import RunConfig, parse_tower_mode
-from zslkit.data.cache import tower_features
+from zslkit.data.cache import caption_features, tower_features
 from zslkit.data.caption_trust import believe_captions, caption_losses, held_out_trust
 from zslkit.data.named import training_pairs
 from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
@@ -76,11 +76,8 @@ class TrainingData:
             self.image_features, self.broken = found
             self.usable = found.readable(self.pairs.keys)
         if parse_tower_mode(config.text_tower) == 0:
-            texts = [text for captions in self.pairs.captions for text in captions]
-            # distinct and sorted: swapped captions are the same texts, so they share an entry
-            distinct, self.feature_of = np.unique(np.array(texts, object), return_inverse=True)
-            texts = distinct.tolist()
-            self.text_features = tower_features(model, texts, config, "training captions").features
+            found = caption_features(model, self.pairs, config, "training captions")
+            self.text_features, self.feature_of = found
         self.config = lower_batch(config, len(self))
         self.per_epoch = n_batches(len(self), self.local_size, world_size=dist.world_size())
 

@@ -5,7 +5,9 @@ from . import explorer as explorer
 from . import live as live
 from . import microscope as microscope
 from . import monitor as monitor
+from . import review as review
 from .embedding_map import EmbeddingMap as EmbeddingMap
 from .explorer import ZeroShotExplorer as ZeroShotExplorer
 from .microscope import SoftLabelMicroscope as SoftLabelMicroscope
 from .monitor import TrainingMonitor as TrainingMonitor
+from .review import CaptionReview as CaptionReview

@@ -5,6 +5,8 @@ from . import commands as commands
 from . import export as export
 from . import files as files
 from . import loading as loading
+from . import open_clips as open_clips
+from . import parts as parts
 from . import pretrained as pretrained
 from . import protocol as protocol
 from . import restoring as restoring

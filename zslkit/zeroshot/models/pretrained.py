@@ -4,7 +4,6 @@ Dimensions: B = images or texts, D = embedding, S = side of the square in pixels
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zslkit.data.images import to_pil
+from zslkit.zeroshot.models.open_clips import load_open_clip
+from zslkit.zeroshot.models.parts import (
+    LibraryTransform,
+    Parts,
+    PretrainedImageTower,
+    PretrainedTextTower,
+    first_line,
+    side_of,
+)
 from zslkit.zeroshot.models.saving import Saves
 from zslkit.zeroshot.models.texts import find_source
 
@@ -31,7 +38,7 @@ class PretrainedModel(Saves, nn.Module):
 
     never_trains = True
 
-    def __init__(self, name: str, parts: "Parts"):
+    def __init__(self, name: str, parts: Parts):
         super().__init__()
         self.name, self.source = name, parts.source
         self.image_tower, self.text_tower = parts.image, parts.text
@@ -58,114 +65,9 @@ class PretrainedModel(Saves, nn.Module):
         """Embed B texts as (B, D) unit vectors."""
         return self.project_text(self.text_tower(texts))
 
-    def image_transform(self, train: bool) -> "LibraryTransform":
+    def image_transform(self, train: bool) -> LibraryTransform:
         """Give the checkpoint's own map from an image to normalised (3, S, S) pixels."""
         return self.image_tower.image_transform(train)
-
-
-class Parts(NamedTuple):
-    """What a checkpoint is taken apart into."""
-
-    image: "PretrainedImageTower"
-    text: "PretrainedTextTower"
-    log_logit_scale: Tensor
-    logit_bias: Tensor | None
-    source: Any
-    """The library's own model and what goes with it, for those who want to compare."""
-
-
-class PretrainedImageTower(nn.Module):
-    """The image half of a checkpoint; ``forward`` gives (B, D) embeddings, not normalised."""
-
-    def __init__(self, name: str, net: nn.Module, transform: "LibraryTransform", files: Any = None):
-        super().__init__()
-        self.files = files
-        self.name, self.net, self.transform = name, net, transform
-        with torch.no_grad():
-            size = transform.size
-            self.feature_dim = net.eval()(torch.zeros(1, 3, size, size)).shape[1]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map (B, 3, S, S) normalised pixels, or uint8 ones of the right size, to (B, D)."""
-        return self.net(self.normalise(pixels))
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Normalise uint8 pixels; floats pass unchanged."""
-        return self.transform.normalise(pixels)
-
-    def image_transform(self, train: bool) -> "LibraryTransform":
-        """Give the checkpoint's preprocessing, or a random crop to the same pixels."""
-        return self.transform.of(train)
-
-
-class PretrainedTextTower(nn.Module):
-    """The text half of a checkpoint with its tokenizer."""
-
-    def __init__(self, name: str, net: nn.Module, tokenizer: Callable, feature_dim: int):
-        super().__init__()
-        self.name, self.net, self.tokenizer, self.feature_dim = name, net, tokenizer, feature_dim
-
-    def forward(self, texts: list[str]) -> Tensor:
-        """Map B texts to (B, D) embeddings, not normalised."""
-        return self.net(self.tokenizer(list(texts)).to(next(self.net.parameters()).device))
-
-
-class LibraryTransform:
-    """A library's own preprocessing of an image for evaluation, and a random crop for training.
-
-    Parameters
-    ----------
-    process : callable
-        PIL image → float (3, S, S), normalised.
-    size : int
-        S in pixels.
-    mean, std : sequence of 3 floats
-        Of pixels in [0, 1].
-    facts : mapping
-        JSON that says all of this; it keys caches.
-    """
-
-    def __init__(self, process: Callable, size: int, mean, std, facts: Any, train: bool = False):
-        self.process, self.size, self.train, self.facts = process, size, train, facts
-        self.mean, self.std = tuple(mean), tuple(std)
-
-    @property
-    def key(self) -> str:
-        """Text that differs where pixels would."""
-        return json.dumps(self.facts, sort_keys=True, default=str)
-
-    def of(self, train: bool) -> "LibraryTransform":
-        """Give the twin for training or for evaluation."""
-        args = (self.process, self.size, self.mean, self.std, self.facts)
-        return LibraryTransform(*args, train)
-
-    def __call__(self, image: Any) -> Tensor:
-        """Map a PIL image or uint8 (3, H, W) tensor to float (3, S, S)."""
-        if not self.train:
-            image = to_pil(image) if isinstance(image, Tensor) else image
-            return self.process(image.convert("RGB"))
-        from torchvision.transforms import v2
-
-        options = {"interpolation": v2.InterpolationMode.BICUBIC, "antialias": True}
-        crop = v2.RandomResizedCrop(self.size, scale=(0.5, 1.0), **options)
-        steps = v2.Compose([v2.RGB(), v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
-        return self.normalise(steps(image))
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Normalise uint8 pixels; floats are taken as normalised already."""
-        if pixels.is_floating_point():
-            return pixels
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in self._statistics)
-        return (pixels / 255 - mean) / std
-
-    def picture(self, pixels: Tensor) -> Tensor:
-        """Undo the normalisation: uint8 (3, S, S) to look at."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in self._statistics)
-        return ((pixels * std + mean) * 255).round().clamp(0, 255).byte()
-
-    @property
-    def _statistics(self) -> tuple:
-        return self.mean, self.std
 
 
 def is_pretrained_name(name: str) -> bool:
@@ -196,53 +98,9 @@ def load_parts(name: str, weights: str = "pretrained", field: str = "model") -> 
     library, _, source = str(name).partition(":")
     if library not in LIBRARIES or not source:
         raise ValueError(f"{field}={name!r}: must be open_clip:MODEL/WEIGHTS or hf:NAME_OR_FOLDER")
-    return (_open_clip if library == "open_clip" else _transformers)(name, source, weights, field)
-
-
-def _open_clip(name: str, source: str, weights: str, field: str) -> Parts:
-    try:
-        import open_clip
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-    except ImportError:
-        raise ValueError(
-            f"{field}={name!r}: needs open_clip; install it with: pip install 'zslkit[openclip]'"
-        ) from None
-    schema = source.startswith(("hf-hub:", "local-dir:"))
-    model_name, tag = (source, None) if schema else source.partition("/")[::2]
-    if not schema and open_clip.get_model_config(model_name) is None:
-        from zslkit.data.strict import nearest
-
-        hint = nearest(model_name, open_clip.list_models())
-        raise ValueError(f"{field}={name!r}: open_clip has no model {model_name!r}; {hint}")
-    pretrained = weights == "pretrained"
-    if pretrained and not schema and not tag:
-        tags = open_clip.list_pretrained_tags_by_model(model_name)
-        raise ValueError(
-            f"{field}={name!r}: says no weights; write open_clip:{model_name}/WEIGHTS with a file "
-            f"or one of {', '.join(tags) or '(no published weights)'}"
-        )
-    try:
-        clip = open_clip.create_model(
-            model_name,
-            tag or None,
-            load_weights=pretrained,
-            force_custom_text=True,  # one layout: .visual and .text
-            require_pretrained=pretrained and not schema,
-            pretrained_text=False,
-            weights_only=True,
-        )
-        tokenizer = open_clip.get_tokenizer(model_name)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"{field}={name!r}: could not be loaded ({_first_line(error)})") from error
-    if not isinstance(clip, open_clip.CustomTextCLIP):
-        raise ValueError(f"{field}={name!r}: {type(clip).__name__} is not a model of two towers")
-    facts = dict(clip.visual.preprocess_cfg)
-    process = image_transform_v2(PreprocessCfg(**facts), is_train=False)
-    size = _side(clip.visual.image_size)
-    transform = LibraryTransform(process, size, facts["mean"], facts["std"], ["open_clip", facts])
-    image = PretrainedImageTower(name, clip.visual, transform)
-    text = PretrainedTextTower(name, clip.text, tokenizer, image.feature_dim)
-    return Parts(image, text, clip.logit_scale, clip.logit_bias, (clip, process, tokenizer))
+    return (load_open_clip if library == "open_clip" else _transformers)(
+        name, source, weights, field
+    )
 
 
 def _transformers(name: str, source: str, weights: str, field: str) -> Parts:
@@ -265,11 +123,11 @@ def _transformers(name: str, source: str, weights: str, field: str) -> Parts:
         processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
-        raise OSError(f"{field}={name!r}: could not be loaded ({_first_line(error)})") from error
+        raise OSError(f"{field}={name!r}: could not be loaded ({first_line(error)})") from error
     clip.eval()
     transform = LibraryTransform(
         _HfProcess(processor),
-        _side(config.vision_config.image_size),
+        side_of(config.vision_config.image_size),
         processor.image_mean,
         processor.image_std,
         ["transformers", json.loads(processor.to_json_string())],
@@ -326,14 +184,6 @@ class _HfTokens(NamedTuple):
     def __call__(self, texts: list[str]) -> Tensor:
         options = {"truncation": True, "max_length": self.length, "return_tensors": "pt"}
         return self.tokenizer(texts, padding=self.padding, **options)["input_ids"]
-
-
-def _side(size: Any) -> int:
-    return int(size if isinstance(size, int) else size[0])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def is_contrastive(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from zslkit.config import RunConfig
 from zslkit.data.weights import load_tensors
 from zslkit.encoders.dual import build_dual_encoder
+from zslkit.zeroshot.models.open_clips import CONFIG
 from zslkit.zeroshot.models.pretrained import PretrainedModel, load_parts
 from zslkit.zeroshot.models.saving import SAVED, read_bank
 
@@ -55,12 +56,10 @@ def from_pretrained(folder_or_name: str | Path) -> Any:
 
 def _buildable(folder: Path, tower: dict[str, Any]) -> str:
     """Name a tower so that it can be built without weights of its own."""
-    if tower["folder"] is not None:
-        return f"hf:{folder / tower['folder']}"
-    name = tower["name"]
-    if name.startswith("open_clip:") and not name.startswith(("open_clip:hf", "open_clip:local")):
-        return name.partition("/")[0]
-    return name
+    place = tower["folder"] and folder / tower["folder"]
+    if place is None:
+        return tower["name"]
+    return f"open_clip:local-dir:{place}" if (place / CONFIG).is_file() else f"hf:{place}"
 
 
 def _from_hub(name: str) -> Path:

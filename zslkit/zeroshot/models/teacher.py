@@ -7,12 +7,11 @@ need not be the student's: only similarities are learnt from.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zslkit.config import RunConfig
-from zslkit.data.cache import tower_features
+from zslkit.data.cache import caption_features, tower_features
 from zslkit.data.named import training_pairs
 from zslkit.objective import Embedded
 from zslkit.zeroshot.models.pretrained import PretrainedModel, is_pretrained_name, load_parts
@@ -79,13 +78,12 @@ class FixedTeacher(nn.Module):
     def _look_at_everything(self) -> dict[str, Any]:
         config = self.config
         pairs = training_pairs(config)
-        texts = np.array([text for group in pairs.captions for text in group], object)
-        distinct, text_of = np.unique(texts, return_inverse=True)
         # its towers are not the student's: whether those are frozen says nothing of these
         still = config.model_copy(update={"image_tower": "frozen", "text_tower": "frozen"})
+        texts, text_of = caption_features(self.model, pairs, still, "teacher's texts")
+        images = tower_features(self.model, pairs, still, "teacher's images").features
         features: dict[str, Tensor] = {}
-        for side, items in (("image", pairs), ("text", distinct.tolist())):
-            found = tower_features(self.model, items, still, f"teacher's {side}s").features
+        for side, found in (("image", images), ("text", texts)):
             features[side] = getattr(self.model, f"project_{side}")(found.to(self.ready.device))
         sides = {f"{side}s": found.cpu() for side, found in features.items()}
         self._known = sides | {"text_of": text_of}
