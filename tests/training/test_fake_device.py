@@ -122,6 +122,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(torch.autograd, "backward", backward)
     monkeypatch.setattr(zslkit.trainer, "choose_device", lambda name: CUDA)
     monkeypatch.setattr(zslkit.trainer, "numbers", numbers)
+    monkeypatch.setattr(zslkit.trainer, "fingerprint_inputs", lambda config, pairs: {})
     monkeypatch.setattr(zslkit.trainer, "save_checkpoint", lambda *parts: None)
     monkeypatch.setattr(zslkit.training.batches, "iterate_batches", batches)
     monkeypatch.setattr(zslkit.training.batches, "fingerprint", lambda tower: "")
