@@ -1,5 +1,6 @@
 """Metrics with intervals, and the ways to measure a trained model."""
 
+from . import beside as beside
 from . import certificate as certificate
 from . import evaluator as evaluator
 from . import explore as explore
@@ -16,6 +17,7 @@ from . import stream as stream
 from . import suspects as suspects
 from . import towers as towers
 from . import truth as truth
+from .beside import closed_form_beside as closed_form_beside
 from .certificate import Certificate as Certificate
 from .certificate import Deviation as Deviation
 from .certificate import certify_gradients as certify_gradients
