@@ -127,6 +127,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(zslkit.training.batches, "iterate_batches", batches)
     monkeypatch.setattr(zslkit.training.batches, "fingerprint", lambda tower: "")
     monkeypatch.setattr(zslkit.training.batches, "tower_features", features)
+    monkeypatch.setattr("zslkit.data.cache.tower_features", features)
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, raising=False)
     with FakeTensorMode():
         yield reads
