@@ -78,9 +78,9 @@ class DualEncoder(Saves, nn.Module):
         """Scale of the student's logits in the distillation term, at least 1."""
         return self.log_distillation_scale.exp().clamp(1, self.max_logit_scale)
 
-    def scales(self) -> dict[str, float]:
-        """Give both scales as numbers, by name."""
-        return {name: getattr(self, name).item() for name in ("logit_scale", "distillation_scale")}
+    def scales(self) -> dict[str, Tensor]:
+        """Give both scales by name."""
+        return {name: getattr(self, name) for name in ("logit_scale", "distillation_scale")}
 
     def project_image(self, features: Tensor) -> Tensor:
         """Map (B, F) image features to (B, D) unit vectors, float32."""
