@@ -24,6 +24,7 @@ from zslkit.data.sampling import check_broken
 from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.evaluation.fitting import fit_projections
+from zslkit.kernels.reading import numbers
 from zslkit.report.cards import write_card
 from zslkit.report.checkpoints import best_step, lasting_steps, latest_checkpoint
 from zslkit.report.inputs import fingerprint_inputs
@@ -129,6 +130,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 loss, terms = backward(model, teacher, batch, config, progress, trust)
                 dist.average_gradients(parameters)
                 norm = clip_gradients(parameters, config.clip_norm)
+                if trust is not None:
+                    terms["mean_trust"] = trust.mean()
+                terms = numbers({"loss": loss, **terms, "gradient_norm": norm})
+                loss, norm = terms["loss"], terms["gradient_norm"]
                 if dist.any_process(not math.isfinite(loss + norm)):
                     # nothing is saved: this forward pass may have spoilt BatchNorm statistics
                     raise FloatingPointError(
@@ -143,10 +148,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     teacher.update(model)
                 state.step += 1
 
-                row = {"step": state.step, "epoch": epoch, "loss": loss, **terms}
-                row |= {**model.scales(), "learning_rate": rate, "gradient_norm": norm}
-                if trust is not None:
-                    row["mean_trust"] = trust.mean().item()
+                row = {"step": state.step, "epoch": epoch, **terms}
+                row |= {**numbers(model.scales()), "learning_rate": rate}
                 for callback in callbacks:
                     row |= callback(run, row) or {}
                 run.history.append(row)

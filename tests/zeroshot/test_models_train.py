@@ -62,6 +62,54 @@ def test_what_halves_cannot_do_is_said_when_they_are_built(tiny_clips, tiny_sett
             build_dual_encoder(config)
 
 
+def own_space(name, settings, **changes):
+    encoders = {"image_encoder": name, "text_encoder": name, "projection": "none"}
+    return RunConfig(**{**settings, **encoders, **WEIGHTS, "soft_targets": "none", **changes})
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip"])
+def test_without_a_projection_a_training_starts_as_the_checkpoint_itself(
+    tiny_clips, kind, tiny_settings, tmp_path
+):
+    name = names(tiny_clips)[kind]
+    config = own_space(name, tiny_settings, contrastive_loss="sigmoid")
+    model, theirs = build_dual_encoder(config).eval(), zk.load_model(name)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert (model.encode_image(pixels) - theirs.encode_image(pixels)).abs().max() < 1e-6
+        assert (model.encode_text(["a cat"]) - theirs.encode_text(["a cat"])).abs().max() < 1e-6
+    assert model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+    base_rate = -np.log(config.batch_size - 1)
+    own = base_rate if theirs.logit_bias is None else theirs.logit_bias.item()
+    assert model.logit_bias.item() == pytest.approx(own)
+    given = build_dual_encoder(config.model_copy(update={"logit_bias": -1.5}))
+    assert given.logit_bias.item() == -1.5
+    changes = {"max_steps": 2, "output_dir": str(tmp_path / "run"), "learning_rate": 1e-3}
+    run = zk.train(config.model_copy(update=changes))
+    moved = dict(run.model.named_parameters())
+    stays = [name for name, p in model.named_parameters() if torch.equal(p, moved[name])]
+    # the key's bias shifts all scores of a query alike; of a scale without targets nothing is asked
+    quiet = ("bias", "embedding", "distillation_scale")
+    assert not [name for name in stays if not any(word in name for word in quiet)]
+    again = zk.load_model(tmp_path / "run")
+    torch.testing.assert_close(again.encode_text(["a cat"]), run.model.encode_text(["a cat"]))
+
+
+def test_what_has_no_space_of_its_own_is_said(tiny_clips, tiny_settings):
+    name = names(tiny_clips)["siglip"]
+    with pytest.raises(ValueError, match="projection='none' keeps the space of one CLIP or SigLIP"):
+        RunConfig(**{**tiny_settings, "projection": "none"})
+    with pytest.raises(ValueError, match="must both be the same open_clip: or hf: name"):
+        own_space(name, tiny_settings, text_encoder="hf:other")
+    with pytest.raises(ValueError, match="projection='none' take init='random'"):
+        own_space(name, tiny_settings, init="ridge")
+    low = own_space(name, tiny_settings, max_logit_scale=5.0, logit_scale=5.0)
+    with pytest.raises(ValueError, match="max_logit_scale=5.0: .* comes with a scale of 7.389"):
+        build_dual_encoder(low)
+    _, words = zk.evaluation.explore.teacher_of(own_space(name, tiny_settings))
+    assert "the checkpoint as it came" in words
+
+
 def test_a_training_that_starts_from_halves_ends_better_than_it_started(
     tiny_clips, tiny_settings, tmp_path
 ):

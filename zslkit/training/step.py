@@ -19,8 +19,10 @@ def backward(
     config: RunConfig,
     progress: float,
     trust: torch.Tensor | None = None,
-) -> tuple[float, dict[str, float]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Add the gradients of one batch to the parameters; return the loss and its terms.
+
+    These stay on the device: to read one is to wait for it.
 
     With ``accumulation`` above 1 the batch is embedded in chunks without gradients, the loss of
     the whole batch gives the gradient of each embedding, and each chunk is embedded again to
@@ -49,7 +51,7 @@ def backward(
             student = encode(model, batch)
         loss, terms = objective(student, guide, *scales, config, progress, trust, bias)
         loss.backward()
-        return loss.item(), terms
+        return loss.detach(), terms
 
     seeds = torch.randint(2**62, (len(chunks),)).tolist()
 
@@ -71,4 +73,4 @@ def backward(
     gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
     for chunk, seed, gradient in zip(chunks, seeds, gradients, strict=True):
         torch.autograd.backward(list(encode_chunk(chunk, seed)), list(gradient))
-    return loss.item(), terms
+    return loss.detach(), terms
