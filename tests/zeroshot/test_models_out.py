@@ -164,6 +164,15 @@ def test_a_model_goes_to_the_hub_and_comes_back(dual, tmp_path, monkeypatch):
     assert calls[1][1]["private"] is False
     assert_same(dual, zk.from_pretrained("me/mine"))
 
+    def refuse(self, name, **options):
+        raise RuntimeError("no route\nto host")
+
+    monkeypatch.setattr(Hub, "create_repo", refuse)
+    with pytest.raises(
+        OSError, match=r"'me/mine': could not be sent to the hub \(no route\); save"
+    ):
+        dual.push_to_hub("me/mine")
+
 
 def test_transformers_own_pipeline_reads_the_export(dual, tmp_path):
     from transformers import pipeline

@@ -79,6 +79,13 @@ class Saves:
         -------
         str
             Address of the commit.
+
+        Raises
+        ------
+        ValueError
+            If the name is not ACCOUNT/MODEL.
+        OSError
+            If the hub cannot be reached or refuses.
         """
         import tempfile
 
@@ -89,8 +96,15 @@ class Saves:
         with tempfile.TemporaryDirectory() as place:
             folder = self.save_pretrained(Path(place) / name.rpartition("/")[2], **saved)
             hub = huggingface_hub.HfApi()
-            hub.create_repo(name, private=private, exist_ok=True)
-            return str(hub.upload_folder(repo_id=name, folder_path=folder))
+            try:
+                hub.create_repo(name, private=private, exist_ok=True)
+                return str(hub.upload_folder(repo_id=name, folder_path=folder))
+            except Exception as error:  # its errors are of many families; all mean the same here
+                words = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise OSError(
+                    f"name={name!r}: could not be sent to the hub ({words}); save_pretrained "
+                    "writes the same folder here"
+                ) from error
 
     def _saved_facts(self, folder: Path) -> dict[str, Any]:
         """Describe how to build the model again, and save the files that this needs."""
