@@ -25,6 +25,7 @@ from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.evaluation.fitting import fit_projections
 from zslkit.kernels.reading import numbers
+from zslkit.kernels.sharing import computed_once
 from zslkit.report.cards import write_card
 from zslkit.report.checkpoints import best_step, lasting_steps, latest_checkpoint
 from zslkit.report.inputs import fingerprint_inputs
@@ -100,10 +101,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         began = time.perf_counter() - state.seconds
 
         def save() -> None:
-            if dist.rank() == 0:
-                parts, rows = (model, teacher, optimizer), run.history
-                stay = config.keep_checkpoints, lasting_steps(rows, config, state.step)
-                save_checkpoint(run_dir, state, *parts, data.fingerprints, *stay, rows)
+            parts, rows = (model, teacher, optimizer), run.history
+            stay = config.keep_checkpoints, lasting_steps(rows, config, state.step)
+            save_checkpoint(run_dir, state, *parts, data.fingerprints, *stay, rows)
 
         with Monitor(run_dir, state.step, total_steps, config.tensorboard, dist.rank() > 0) as show:
             for epoch, batch in data.stream(state.step, total_steps):
@@ -117,9 +117,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
                     teacher.end_generation(model)
                 if config.pair_trust and config.trust_judge == "held_out":
-                    state.trust = data.estimate_trust(model) if state.trust is None else state.trust
+                    if state.trust is None:
+                        state.trust = computed_once(lambda: data.estimate_trust(model))
                 elif config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
-                    state.trust = data.estimate_trust(teacher.model)
+                    state.trust = computed_once(lambda: data.estimate_trust(teacher.model))
 
                 if not model.training:  # a callback may have measured it
                     model.train()
@@ -160,6 +161,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     show.tell(advice)
                 state.seconds = time.perf_counter() - began
                 best = best_step(run.history, config.best_by) == state.step
+                best = dist.any_process(best and dist.rank() == 0)  # the first one measures
                 if best or state.step % config.checkpoint_every == 0:
                     save()
             save()
