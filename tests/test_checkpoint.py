@@ -73,6 +73,7 @@ def seal_again(folder):
     if (folder / "manifest.json").is_file():
         (folder / "manifest.json").unlink()
         seal(folder)
+    (folder / "checksums.json").unlink(missing_ok=True)
 
 
 def files_in(folder):

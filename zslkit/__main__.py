@@ -51,6 +51,7 @@ def options(
 @takes_config
 def train(config: RunConfig) -> None:
     """Train a run, then measure it; prints where the results are."""
+    from zslkit.evaluation.beside import closed_form_beside
     from zslkit.evaluation.evaluator import evaluate
     from zslkit.report.results import record
     from zslkit.trainer import train as run_training
@@ -62,7 +63,8 @@ def train(config: RunConfig) -> None:
         raise typer.Exit(128 + run.stopped_by)
     if dist.rank() > 0:  # one report is enough
         return
-    typer.echo(record(evaluate(run.model, config), config, config.output_dir, extra=run.facts))
+    metrics = evaluate(run.model, config) | closed_form_beside(run.model, config)
+    typer.echo(record(metrics, config, config.output_dir, extra=run.facts))
 
 
 @app.command(cls=Command)

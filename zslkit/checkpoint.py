@@ -7,9 +7,8 @@ every read, and the newest sound checkpoint is the one that counts.
 import json
 import os
 import shutil
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,11 +22,20 @@ from zslkit.config import RunConfig
 from zslkit.data.files import write_json
 from zslkit.data.sealed import damage, flush, seal
 from zslkit.data.showing import Shown
-from zslkit.data.weights import fingerprint, load_tensors
+from zslkit.data.weights import check_finite, fingerprint, load_tensors
 from zslkit.encoders.dual import build_dual_encoder
-from zslkit.report.cards import read_run
-from zslkit.report.run_folder import RunFacts, read_history, run_facts
+from zslkit.kernels.randomness import random_states, restore_random_states
+from zslkit.report.checkpoints import checkpoint_at, latest_checkpoint, to_remove
+from zslkit.report.run_folder import (
+    RunFacts,
+    config_of_run,
+    history_hash,
+    read_history,
+    recorded_facts,
+    run_facts,
+)
 from zslkit.teacher import Teacher
+from zslkit.training import dist
 from zslkit.zeroshot.models.teacher import FixedTeacher, is_other_model
 
 
@@ -44,7 +52,9 @@ class LoopState:
     trust: Tensor | None = None
     """(M,) probability that each training caption is right; None before it is judged."""
     random: dict[str, Tensor] = field(default_factory=dict)
-    """States of torch's random generators by device, as of the last checkpoint."""
+    """States of torch's random generators, of all processes, as of the last checkpoint."""
+    history: str | None = None
+    """Hash of the rows of ``metrics.jsonl`` up to the last checkpoint."""
 
 
 @dataclass(repr=False)
@@ -89,17 +99,23 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     frozen: Mapping[str, str] = MappingProxyType({}),
     keep: int = 2,
+    lasting: Collection[int] = (),
+    history: Sequence[Mapping[str, float]] = (),
 ) -> Path:
     """Write one checkpoint atomically; remove all but the last ones.
 
     Parameters
     ----------
     state : LoopState
-        Its random states are taken here.
+        Its random states are taken here, of all processes: every one must call.
     frozen : mapping of str to str
         Fingerprints of the towers that are not stored.
     keep : int
         Checkpoints that stay, this one included.
+    lasting : collection of int
+        Steps of others that stay.
+    history : sequence of mapping
+        Rows up to this step, whose hash is kept.
 
     Returns
     -------
@@ -112,16 +128,14 @@ def save_checkpoint(
         If a tensor is not finite; nothing is written.
     """
     folder = run_dir / "checkpoints" / f"step-{state.step:09d}"
-    if folder.is_dir() and damage(folder) is None:
+    state.random = random_states()
+    if dist.rank() or (folder.is_dir() and damage(folder) is None):
         return folder
     tensors = {"model": trained_state(model)}
     if getattr(teacher, "kind", "fixed") != "fixed":  # a fixed one is rebuilt, like frozen towers
         own = teacher.state_dict()
         tensors["teacher"] = {name: own[name] for name in _teacher_names(tensors["model"])}
     packed = optimizer.state_dict()
-    state.random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state.random["cuda"] = torch.cuda.get_rng_state()
     groups = {**packed["state"], "state": {"trust": state.trust}, "rng": state.random}
     tensors["optimizer"] = {
         f"{group}.{slot}": value
@@ -129,38 +143,24 @@ def save_checkpoint(
         for slot, value in slots.items()
         if isinstance(value, Tensor)
     }
-    _check_finite(tensors, state.step, run_dir)
+    check_finite(tensors, state.step, run_dir)
     temporary = folder.with_name(f"writing-{os.getpid()}-{state.step}")
     temporary.mkdir(parents=True, exist_ok=True)
     for name, those in tensors.items():
         alone = {name: t.detach().cpu().contiguous().clone() for name, t in those.items()}
         save_file(alone, temporary / f"{name}.safetensors")
     facts = {"step": state.step, "broken": state.broken, "seconds": state.seconds}
+    state.history = history_hash([*history])
     facts |= {"frozen": dict(frozen), "param_groups": packed["param_groups"]}
+    facts["history"] = state.history
     write_json(temporary / "state.json", facts)
     seal(temporary)
     shutil.rmtree(folder, ignore_errors=True)  # damaged, and trained again since
     os.rename(temporary, folder)
     flush(folder.parent)
-    done = sorted(other for other in folder.parent.glob("step-*") if other <= folder)
-    for other in {*folder.parent.iterdir()} - {*done[-keep:]}:  # and what dead writers left
+    for other in to_remove(folder, keep, lasting):
         shutil.rmtree(other, ignore_errors=True)
     return folder
-
-
-def _check_finite(tensors: Mapping[str, Mapping[str, Tensor]], step: int, run_dir: Path) -> None:
-    spoilt = [
-        f"{name} ({part})"
-        for part, those in tensors.items()
-        for name, tensor in those.items()
-        if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]
-    if spoilt:
-        raise FloatingPointError(
-            f"step {step} left {len(spoilt)} tensor(s) that are not finite, the first: "
-            f"{spoilt[0]}; they are not saved. Try a lower learning_rate; "
-            f"{str(run_dir)!r} keeps its last checkpoint"
-        )
 
 
 def restore_checkpoint(
@@ -178,49 +178,23 @@ def restore_checkpoint(
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         group, _, slot = name.partition(".")
         groups[group][slot] = tensor
-    random = groups.pop("rng")
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+    restore_random_states(random := groups.pop("rng"))
     trust = groups.pop("state", {}).get("trust")
     moments = {int(number): slots for number, slots in groups.items()}
     optimizer.load_state_dict({"state": moments, "param_groups": facts["param_groups"]})
-    return LoopState(facts["step"], facts["broken"], facts["seconds"], trust, random)
+    where = facts["step"], facts["broken"], facts["seconds"]
+    return LoopState(*where, trust, random, facts.get("history"))
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """Find the newest sound checkpoint of a run, None if there is none at all.
-
-    Newer ones that are damaged are named in a warning.
-
-    Raises
-    ------
-    ValueError
-        If all are damaged: to start over is not for us to decide.
-    """
-    damaged = []
-    for folder in sorted((Path(run_dir) / "checkpoints").glob("step-*"), reverse=True):
-        if (problem := damage(folder)) is None:
-            if damaged:
-                message = f"damaged and passed over: {'; '.join(damaged)}; using {folder.name}"
-                warnings.warn(message, stacklevel=2)
-            return folder
-        damaged.append(f"checkpoint {str(folder)!r}: {problem}")
-    if damaged:
-        raise ValueError(
-            f"{'; '.join(damaged)}; no sound one is left: restore one from a copy, or remove "
-            f"them and train again"
-        )
-    return None
-
-
-def load_run(run_dir: str | Path) -> Run:
+def load_run(run_dir: str | Path, step: int | None = None) -> Run:
     """Load a run: its model, configuration and history.
 
     Parameters
     ----------
     run_dir : path
         What ``output_dir`` was during training.
+    step : int, optional
+        Of a checkpoint that the run keeps, such as the best; the last sound one by default.
 
     Returns
     -------
@@ -236,13 +210,13 @@ def load_run(run_dir: str | Path) -> Run:
         tower is no longer the one that the run was trained with.
     """
     run_dir = Path(run_dir)
-    folder = latest_checkpoint(run_dir)
+    folder = latest_checkpoint(run_dir) if step is None else checkpoint_at(run_dir, step)
     if folder is None or not (run_dir / "config.json").is_file():
         raise FileNotFoundError(
             f"run_dir={str(run_dir)!r}: no run with a checkpoint here; "
             "give the output_dir of a finished training run"
         )
-    config = RunConfig(**json.loads((run_dir / "config.json").read_text()))
+    config = config_of_run(run_dir)
     # The checkpoint holds all tensors of a tower that trained: no pretrained ones are needed.
     needless = {f"{kind}_weights": "none" for kind in ("image", "text")
                 if getattr(config, f"{kind}_tower") == "train"}  # fmt: skip
@@ -250,9 +224,10 @@ def load_run(run_dir: str | Path) -> Run:
     teacher = None
     if (folder / "teacher.safetensors").is_file():
         teacher = Teacher(model, config.teacher, config.ema_decay, config.ema_warmup)
-    step = _load_weights(folder, model, teacher)["step"]
-    facts = RunFacts(**(read_run(run_dir) or {}).get("record", {"steps": step}))
-    return Run(model.eval(), config, read_history(run_dir, step), run_dir, teacher, facts)
+    state = _load_weights(folder, model, teacher)
+    history = read_history(run_dir, state["step"], state.get("history"))
+    facts = recorded_facts(run_dir, state["step"])
+    return Run(model.eval(), config, history, run_dir, teacher, facts)
 
 
 def build_teacher(student: nn.Module, config: RunConfig) -> nn.Module | None:

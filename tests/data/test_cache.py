@@ -1,4 +1,7 @@
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -215,3 +218,135 @@ def test_the_tower_is_measured_in_eval_mode_and_gets_its_own_mode_back(tmp_path)
     features = embed(tower, TEXTS, tmp_path).features
     assert tower.training
     assert not features.requires_grad
+
+
+def test_a_replaced_image_of_equal_size_is_embedded_again(photos, tmp_path):
+    """Sizes alone used to tell images apart, and stale features were trained on."""
+    cache, path = tmp_path / "cache", tmp_path / "3.bmp"
+    photos()  # writes the manifest
+    for colour in ((9, 9, 9), (200, 9, 9)):
+        Image.new("RGB", (8, 8), colour).save(path)
+        (tmp_path / "pairs.csv").write_text("image,caption\n3.bmp,one\n")
+        features = embed(MeanColour(), open_pairs(tmp_path / "mine.json", "train"), cache,
+                         image_size=16).features  # fmt: skip
+        assert features[0].tolist() == list(colour)
+    assert len(entries(cache)) == 2
+
+
+def test_of_very_many_bytes_a_sample_of_images_is_hashed(photos, monkeypatch):
+    import zslkit.data.source as source
+
+    whole = photos().image_fingerprint
+    monkeypatch.setattr(source, "HASHED_WHOLE", 10)
+    read, raw = [], source.Source.raw
+    monkeypatch.setattr(source.Source, "raw", lambda s, row: read.append(row) or raw(s, row))
+    monkeypatch.setattr(source, "HASHED_SOME", 2)
+    assert photos().image_fingerprint != whole
+    assert read == [0, 3]
+
+
+def test_a_flipped_bit_in_an_entry_is_named_and_the_entry_computed_again(tmp_path):
+    rng, tower = random.Random(0), LetterCounts()
+    expected = embed(tower, TEXTS, tmp_path).features.clone()
+    (array,) = tmp_path.glob("*.npy")
+    for path in [array, array.with_suffix(".json")] * 15:
+        sound = bytearray(path.read_bytes())
+        sound[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
+        path.write_bytes(sound)
+        with pytest.warns(UserWarning, match=f"{path.name}' is damaged.*computed again"):
+            assert torch.equal(embed(tower, TEXTS, tmp_path).features, expected)
+    array.with_suffix(".json").unlink()
+    with pytest.warns(UserWarning, match="No such file.*computed again"):
+        embed(tower, TEXTS, tmp_path)
+    tower.may_run = False
+    assert torch.equal(embed(tower, TEXTS, tmp_path).features, expected)
+
+
+class Stopped(LetterCounts):
+    """Gets a signal while it embeds the block of a number."""
+
+    def __init__(self, at, signum=signal.SIGTERM):
+        super().__init__()
+        self.at, self.signum = at, signum
+
+    def forward(self, texts):
+        if len(self.calls) == self.at:
+            os.kill(os.getpid(), self.signum)
+        return super().forward(texts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_while_features_are_cached_keeps_what_is_finished(tmp_path, number):
+    whole = embed(LetterCounts(), TEXTS, None, batch_size=7).features
+    seen = []
+    before = signal.signal(number, lambda signum, frame: seen.append(signum))
+    try:
+        tower = Stopped(2, number)  # whoever catches it outside goes on
+        assert torch.equal(embed(tower, TEXTS, tmp_path / "on", batch_size=7).features, whole)
+        assert seen == [number]
+        assert len(tower.calls) == 6
+
+        def leave(signum, frame):
+            raise SystemExit(128 + signum)
+
+        signal.signal(number, leave)
+        with pytest.raises(SystemExit):
+            embed(Stopped(2, number), TEXTS, tmp_path / "off", batch_size=7)
+    finally:
+        signal.signal(number, before)
+    assert entries(tmp_path / "off") == []
+    tower = LetterCounts()
+    assert torch.equal(embed(tower, TEXTS, tmp_path / "off", batch_size=7).features, whole)
+    assert len(tower.calls) == 3  # of six blocks, three were there
+    assert sorted(path.suffix for path in (tmp_path / "off").iterdir()) == [".json", ".npy"]
+
+
+def test_parts_survive_a_kill_and_damaged_ones_are_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("zslkit.data.parts.ITEMS", 7)
+
+    class Killed(LetterCounts):
+        def forward(self, texts):
+            if len(self.calls) == 4:
+                raise OSError("killed")
+            return super().forward(texts)
+
+    with pytest.raises(OSError, match="killed"):
+        embed(Killed(), TEXTS, tmp_path, batch_size=7)
+    parts = sorted(tmp_path.glob("*.parts/*.safetensors"))
+    assert len(parts) == 4
+    data = bytearray(parts[2].read_bytes())
+    data[-3] ^= 4
+    parts[2].write_bytes(data)
+    tower = LetterCounts()
+    assert embed(tower, TEXTS, tmp_path, batch_size=7).features[:, 2].tolist() == list(range(40))
+    assert len(tower.calls) == 4  # two parts were sound, of six
+
+
+def test_parts_that_another_process_writes_are_left_alone(tmp_path):
+    from zslkit.data.parts import parts_in
+
+    with parts_in(tmp_path / "x") as first, parts_in(tmp_path / "x") as second:
+        assert first.folder == tmp_path / "x"
+        assert second.folder is None
+        second.add(np.arange(2), np.ones((2, 1)), ())
+        second.flush()
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+def test_broken_images_of_finished_parts_stay_known(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("zslkit.data.parts.ITEMS", 2)
+    (tmp_path / "1.png").write_bytes(b"not an image")
+
+    class Killed(MeanColour):
+        def forward(self, pixels):
+            if len(self.calls) == 2:
+                raise OSError("killed")
+            return super().forward(pixels)
+
+    options = {"image_size": 16, "batch_size": 2}
+    with pytest.raises(OSError, match="killed"):
+        embed(Killed(), photos(), tmp_path / "cache", **options)
+    tower = MeanColour()
+    features, broken = embed(tower, photos(), tmp_path / "cache", **options)
+    assert (broken, tower.calls) == (("1.png",), [1])
+    assert features[:, 0].tolist() == [0, 0, 80, 120, 160]

@@ -1,11 +1,23 @@
 """Damage of any kind to any file of a sealed folder is noticed and named."""
 
+import contextlib
 import json
 import random
 
 import pytest
 
-from zslkit.data.sealed import MANIFEST, damage, seal
+from zslkit.data.files import write_text
+from zslkit.data.sealed import (
+    MANIFEST,
+    checksum,
+    damage,
+    note,
+    read_sealed,
+    seal,
+    spoilt,
+    write_noted,
+    write_sealed,
+)
 
 
 @pytest.fixture
@@ -71,3 +83,66 @@ def test_damage_is_named(folder, spoil, message):
 
 def test_a_folder_that_is_not_there(tmp_path):
     assert damage(tmp_path / "nothing") == "nothing: No such file or directory"
+
+
+def test_every_bit_of_a_sealed_file_counts(tmp_path):
+    path, facts = tmp_path / "facts.json", {"step": 1, "names": ["a", "ü"], "none": None}
+    write_sealed(path, facts)
+    assert read_sealed(path) == facts
+    data = path.read_bytes()
+    for place in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match="facts.json' is damaged"):
+                read_sealed(path)
+    for text in ("", "[]", "[" * 100_000, '{"sha256": "x"}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="facts.json' is damaged"):
+            read_sealed(path)
+
+
+def test_noted_files_that_change_are_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    assert spoilt(tmp_path) == {}  # nothing was noted
+    note(tmp_path / "a", tmp_path / "b")
+    assert spoilt(tmp_path) == {}
+    (tmp_path / "a").write_text("A")
+    (tmp_path / "b").unlink()
+    assert spoilt(tmp_path) == {"a": "its SHA-256 differs", "b": "it is missing"}
+    note(tmp_path / "a")  # written anew; the other is still known
+    assert spoilt(tmp_path) == {"b": "it is missing"}
+    (tmp_path / "checksums.json").write_text("{}")
+    assert spoilt(tmp_path) == {"checksums.json": "it is damaged"}
+    note(tmp_path / "a")
+    assert spoilt(tmp_path) == {}
+    assert checksum(tmp_path / "none") == EMPTY
+
+
+def test_a_kill_between_a_file_and_its_note_spoils_nothing(tmp_path, monkeypatch):
+    """What was there before and what was coming are both sound."""
+    texts = {tmp_path / "a": "one", tmp_path / "b": "two"}
+    calls = []
+
+    def die(path, text):
+        calls.append(path.name)
+        if len(calls) == fatal:
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    monkeypatch.setattr("zslkit.data.sealed.write_text", die)
+    for round_ in ("first", "second"):
+        for fatal in (1, 2, 3, 4, 0):
+            calls.clear()
+            with contextlib.suppress(KeyboardInterrupt):
+                write_noted({path: round_ + text for path, text in texts.items()})
+            assert len(calls) == (fatal or 4)  # the list, both files, the list
+            assert spoilt(tmp_path) == {}
+    (tmp_path / "b").write_text("three")
+    assert spoilt(tmp_path) == {"b": "its SHA-256 differs"}
+
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+"""SHA-256 of nothing, as every table has it."""

@@ -8,6 +8,7 @@ import torch
 import zslkit as zk
 from zslkit.data.caption_trust import held_out_trust
 from zslkit.data.closed_form import Moments, Spectra
+from zslkit.evaluation.beside import closed_form_beside
 from zslkit.evaluation.fitting import GRIDS, Features, fit_closed_form, fit_projections
 from zslkit.evaluation.metrics import recall_sum, retrieval_ranks
 from zslkit.training.batches import TrainingData
@@ -166,6 +167,27 @@ def test_a_start_from_a_filtered_fit_brings_its_trust(frozen):
     torch.testing.assert_close(trust, data.estimate_trust(model))
     run = zk.train(config)
     assert 0 < run.history[0]["mean_trust"] < 1
+
+
+def test_a_training_on_frozen_towers_shows_the_closed_form_beside_it(frozen):
+    config = zk.RunConfig(**frozen, image_dropout=0.2, max_steps=1)
+    run = zk.train(config)
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    beside = closed_form_beside(run.model, config)
+    fitted = config.model_copy(update={"fit": "cca"})
+    assert beside == {"closed_form": zk.evaluate(zk.train(fitted).model, fitted)}
+    assert all(torch.equal(before[name], t) for name, t in run.model.state_dict().items())
+    # how captions are weighed is the run's, too
+    noisy = {"caption_noise": 0.5, "caption_noise_kind": "caption"}
+    plain, weighed = (
+        closed_form_beside(run.model, zk.RunConfig(**frozen, **noisy, pair_trust=trust,
+                                                   trust_judge="held_out"))
+        for trust in (False, True)
+    )  # fmt: skip
+    assert plain != weighed
+    assert closed_form_beside(run.model, fitted) == {}
+    trains = config.model_copy(update={"text_tower": "train"})
+    assert closed_form_beside(run.model, trains) == {}
 
 
 def test_recall_sum_adds_both_ways_in_percent():

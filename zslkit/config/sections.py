@@ -11,6 +11,11 @@ from zslkit.data.schema import CaptionNoise
 from zslkit.data.strict import Strict, as_list
 from zslkit.zeroshot.prompts import find_templates
 
+CLIPS = ("open_clip:", "hf:")
+"""What names of public contrastive models start with."""
+INPUTS = ("manifest", "images", "captions", "code", "packages", "processes")
+"""What a run reads besides its settings; a resume compares them."""
+
 
 class _Section(Strict):
     """Settings that are read together; their functions say which section they read."""
@@ -91,7 +96,9 @@ class DataSettings(_Section):
     def source(self) -> dict[str, Any]:
         """Options under which ``open_pairs`` reads ``manifest``."""
         names = ("data_root", "image_field", "caption_field", "split_shares", "max_unreadable")
-        return {name: getattr(self, name) for name in names}
+        # where the splits of a set were drawn lies among the features of its images
+        cache = {"cache_dir": getattr(self, "cache_dir", None)}
+        return {name: getattr(self, name) for name in names} | cache
 
     @property
     def zeroshot_source(self) -> dict[str, Any]:
@@ -121,8 +128,8 @@ class ModelSettings(_Section):
     """Texts are cut to this many tokens."""
     embedding_dim: int = Field(128, ge=2)
     """Dimension D of the shared unit sphere."""
-    projection: Literal["linear", "mlp"] = "linear"
-    """Map from either tower's features to the shared space."""
+    projection: Literal["linear", "mlp", "none"] = "linear"
+    """Map to the shared space; none: both halves of one CLIP or SigLIP stay in their own."""
     image_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the image features that enter the projection."""
     text_dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -132,6 +139,12 @@ class ModelSettings(_Section):
     def _known_modes(self) -> "ModelSettings":
         for name in ("image_tower", "text_tower"):
             parse_tower_mode(getattr(self, name), name)
+        image, text = self.image_encoder, self.text_encoder
+        if self.projection == "none" and (image != text or not image.startswith(CLIPS)):
+            raise ValueError(
+                f"projection='none' keeps the space of one CLIP or SigLIP: image_encoder={image!r} "
+                f"and text_encoder={text!r} must both be the same open_clip: or hf: name"
+            )
         return self
 
 
@@ -181,9 +194,9 @@ class ObjectiveSettings(_Section):
     pair_trust_epoch: int = Field(3, ge=1)
     """First epoch (from 0) with the teacher's weights; a younger one cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
-    """Initial scale of similarities (1 / temperature), contrastive and distillation."""
+    """Initial scale of similarities (1 / temperature); projection none starts from its own."""
     logit_bias: float | None = None
-    """Initial bias of the sigmoid contrastive loss; None: -ln(batch_size - 1), the base rate."""
+    """Initial bias of the sigmoid loss; None: the checkpoint's, or else -ln(batch_size - 1)."""
     learn_logit_scale: bool = True
     """Learn both scales; false keeps them fixed."""
     max_logit_scale: float = Field(100.0, ge=1.0)
@@ -264,6 +277,12 @@ class RunSettings(_Section):
     """Optimizer steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = Field(2, ge=1)
     """The last checkpoints that stay, so that one can be damaged."""
+    keep_every: int | None = Field(None, ge=1)
+    """Every n-th checkpoint stays as well; None: none but the last and the best."""
+    best_by: str | None = "held-out recall@10"
+    """Column of metrics.jsonl by whose highest value a checkpoint is written and stays."""
+    allow_changed: str | None = None
+    """May differ on resume, by commas: code, packages, processes, manifest, images, captions."""
     cache_dir: str | None = "reports/cache"
     """Embeddings of frozen towers; None: not kept."""
     device: str = "auto"
@@ -274,3 +293,16 @@ class RunSettings(_Section):
     """Processes that read and augment images."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard extra)."""
+
+    @field_validator("allow_changed")
+    @classmethod
+    def _known_inputs(cls, value: str | None) -> str | None:
+        for name in value.split(",") if value else ():
+            if name.strip() not in INPUTS:
+                raise ValueError(f"{name.strip()!r} is none of {', '.join(INPUTS)}")
+        return value
+
+    @property
+    def allowed_changes(self) -> set[str]:
+        """The names that ``allow_changed`` lists."""
+        return {name.strip() for name in (self.allow_changed or "").split(",")} - {""}

@@ -17,6 +17,7 @@ from . import manifests as manifests
 from . import named as named
 from . import noise as noise
 from . import pairs as pairs
+from . import parts as parts
 from . import recognition as recognition
 from . import review as review
 from . import sampling as sampling

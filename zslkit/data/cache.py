@@ -1,8 +1,10 @@
 """Embeddings of frozen towers on disk, keyed by content: embed once, train in seconds."""
 
 import hashlib
-import json
+import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +15,15 @@ from tqdm.auto import tqdm
 
 from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.embedding import ImageVectors, embed_batches, in_blocks
-from zslkit.data.files import whole, write_json
+from zslkit.data.files import whole
+from zslkit.data.parts import parts_in
+from zslkit.data.sealed import checksum, read_sealed, write_sealed
+from zslkit.data.signals import Stop, interruptible
 from zslkit.data.weights import fingerprint
 from zslkit.encoders.dual import DualEncoder
 from zslkit.encoders.image import ImageTransform
 
-_LAYOUT = 1  # part of every key: raise it when what is stored changes
+_LAYOUT = 2  # part of every key: raise it when what is stored changes
 
 
 class Embeddings(NamedTuple):
@@ -49,7 +54,9 @@ def embed(
     """Embed texts or images with a frozen tower, or read what an earlier call stored.
 
     The key hashes the tower's weights, the preprocessing and the items' content, so a stale
-    entry cannot be read and two runs over the same data share one.
+    entry cannot be read and two runs over the same data share one. Entries carry checksums: a
+    damaged one is named in a warning and computed again. A signal that asks to stop keeps what is
+    finished; the next call goes on from there.
 
     Parameters
     ----------
@@ -82,43 +89,60 @@ def embed(
         content = _hash(items) if image_size is None else items.image_fingerprint
         key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}{own}"])[:32]
         path = Path(cache_dir) / f"{key}.npy"
-    if path is not None and path.is_file():
-        broken = json.loads(path.with_suffix(".json").read_text())["broken"]
-        return Embeddings(_open(path), tuple(broken))
-    if image_size is None:
-        chunks = _texts(tower, items, batch_size)
-    else:
-        chunks = embed_batches(
-            tower,
-            items,
-            in_blocks(len(items), batch_size),
-            transform=transform or ImageTransform(image_size, train=False),
-            device=device,
-            workers=workers,
-        )
+    if path is not None and (stored := _stored(path)) is not None:
+        return stored
+    if image_size is not None:
+        transform = transform or ImageTransform(image_size, train=False)
+        options = {"transform": transform, "device": device, "workers": workers}
+
+    def chunks(start: int) -> Iterator[ImageVectors]:
+        """Embed the blocks from number ``start`` on."""
+        if image_size is None:
+            return _texts(tower, items, batch_size, start)
+        return embed_batches(tower, items, in_blocks(len(items), batch_size)[start:], **options)
+
     rows = None  # a user's tower does not say how wide its vectors are before it gives one
     broken: list[str] = []
     training = tower.training
     tower.to(device).eval()
     bar = tqdm(total=len(items), desc=description, unit="item", leave=False, delay=2, disable=None)
-    with torch.inference_mode(), bar:
-        for indices, vectors, unreadable in chunks:
-            if vectors is not None:
-                found = vectors.float().cpu().numpy()
+    parted, kept = path and path.with_suffix(".parts"), "stopping; finished features are kept"
+    catching = nullcontext(Stop()) if path is None else interruptible(kept)
+    with parts_in(parted) as parts, catching as stop, torch.inference_mode(), bar:
+        for indices, vectors, unreadable in parts.read():
+            rows = _blank(len(items), vectors.shape[1]) if rows is None else rows
+            rows[indices] = vectors
+            broken.extend(unreadable)
+            bar.update(len(indices) + len(unreadable))
+        for indices, vectors, unreadable in chunks(parts.n_blocks):
+            found = None if vectors is None else vectors.float().cpu().numpy()
+            if found is not None:
                 rows = _blank(len(items), found.shape[1]) if rows is None else rows
                 rows[indices] = found
             broken.extend(unreadable)
             bar.update(len(indices) + len(unreadable))
+            parts.add(indices, found, unreadable)
+            if stop.signum is not None:
+                parts.flush()
+                break
+        parts.done = stop.signum is None
     tower.train(training)
+    if stop.signum is not None:
+        signal.raise_signal(stop.signum)  # its usual effect, now that the work is kept
+        return embed(  # somebody outside only takes note of it
+            tower, items, cache_dir, image_size=image_size, transform=transform,
+            batch_size=batch_size, workers=workers, device=device, description=description,
+        )  # fmt: skip
     rows = _blank(len(items), getattr(tower, "feature_dim", 1)) if rows is None else rows
     if path is None:
         return Embeddings(torch.from_numpy(rows), tuple(broken))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the facts first, each file whole: whoever finds the array can read both
-    facts = {"broken": broken, "items": len(items), "description": description}
-    write_json(path.with_suffix(".json"), facts)
-    with whole(path) as temporary, temporary.open("wb") as file:
-        np.save(file, rows)
+    with whole(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, rows)
+        # the facts first, each file whole: whoever finds the array can read both
+        facts = {"broken": broken, "items": len(items), "description": description}
+        write_sealed(path.with_suffix(".json"), {**facts, "array": checksum(temporary)})
     return Embeddings(_open(path), tuple(broken))
 
 
@@ -172,10 +196,27 @@ def caption_features(
     return features, order[np.searchsorted(texts, captions, sorter=order)]
 
 
-def _texts(tower: nn.Module, texts: Sequence[str], batch_size: int) -> Iterator[ImageVectors]:
+def _stored(path: Path) -> Embeddings | None:
+    """Read an entry; None where there is none, or it is damaged, which a warning says."""
+    if not path.is_file():
+        return None
+    try:
+        facts = read_sealed(path.with_suffix(".json"))
+        if checksum(path) == facts["array"]:
+            return Embeddings(_open(path), tuple(facts["broken"]))
+        problem = f"{str(path)!r} is damaged: its SHA-256 differs"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    warnings.warn(f"cached features: {problem}; they are computed again", stacklevel=3)
+    return None
+
+
+def _texts(
+    tower: nn.Module, texts: Sequence[str], batch_size: int, first: int
+) -> Iterator[ImageVectors]:
     """Batch texts of similar length: padding would be most of the work otherwise."""
     order = np.argsort([len(text) for text in texts], kind="stable")
-    for start in range(0, len(order), batch_size):
+    for start in range(first * batch_size, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield ImageVectors(rows, tower([texts[i] for i in rows]), ())
 

@@ -41,8 +41,12 @@ def portable(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is always whole."""
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    write_text(path, text + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Give the text that :func:`write_json` writes."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

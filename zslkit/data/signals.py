@@ -19,7 +19,9 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
+def interruptible(
+    words: str = "stopping after this step; the run will be saved",
+) -> Iterator[Stop]:
     """Turn Ctrl-C and what clusters send into a request that the loop honours after its step.
 
     A second Ctrl-C interrupts at once; the other signals may come several times, from the
@@ -35,7 +37,7 @@ def interruptible() -> Iterator[Stop]:
         first, stop.signum = stop.signum is None, stop.signum or signum
         if first:
             with contextlib.suppress(RuntimeError):  # it came amidst another print
-                print("stopping after this step; the run will be saved (Ctrl-C: stop at once)")
+                print(f"{words} (Ctrl-C: stop at once)")
         elif signum == signal.SIGINT:
             raise KeyboardInterrupt
 

@@ -1,6 +1,7 @@
 """What every reader gives: the images and captions of one split, not yet opened."""
 
 import contextlib
+import hashlib
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zslkit.data.images import decode_image
+from zslkit.data.images import BrokenImageError, decode_image
 from zslkit.data.toy import ToyScenes
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
@@ -21,6 +22,11 @@ IMAGE_SUFFIXES |= {"heic", "heif", "avif"}
 
 PLACE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u4")])  # 16 bytes per image
 
+
+HASHED_WHOLE = 2**29
+"""Bytes of image files up to which all of them are hashed."""
+HASHED_SOME = 8192
+"""Of more bytes, this many files are."""
 
 STRING = np.dtypes.StringDType()  # millions of Python strings would cost gigabytes per process
 
@@ -119,6 +125,23 @@ class Source:
         """Bytes that change with the images, as far as sizes, or the first scene, tell."""
         drawn = b"" if self.scenes is None else self.read(0).numpy().tobytes()
         return self.places["size"][rows].tobytes() + drawn
+
+    def content(self, rows: np.ndarray) -> bytes:
+        """Bytes that change with what the image files hold; empty where there are no files.
+
+        Of more than half a gigabyte 8,192 files are read, evenly taken: a file replaced by one of
+        equal size is then noticed only if it is among them.
+        """
+        if self.scenes is not None or not self.has_files:
+            return b""
+        if self.places["size"][rows].sum(dtype=np.int64) > HASHED_WHOLE:
+            rows = rows[:: -(-len(rows) // HASHED_SOME)]
+        digest = hashlib.sha256()
+        for row in rows.tolist():
+            with contextlib.suppress(OSError, BrokenImageError):  # named when it is decoded
+                data = self.raw(row)
+                digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.digest()
 
 
 def files_in(folder: Path, captions: dict, origin: str, class_names=(), labels=()) -> Source:

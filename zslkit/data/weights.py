@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -56,6 +56,24 @@ def load_tensors(
             f"the first: {problems[0]}"
         )
     module.load_state_dict(stored, strict=False)
+
+
+def check_finite(
+    tensors: Mapping[str, Mapping[str, torch.Tensor]], step: int, run_dir: Path
+) -> None:
+    """Raise FloatingPointError if a tensor that is to be saved, by part and name, is not finite."""
+    spoilt = [
+        f"{name} ({part})"
+        for part, those in tensors.items()
+        for name, tensor in those.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if spoilt:
+        raise FloatingPointError(
+            f"step {step} left {len(spoilt)} tensor(s) that are not finite, the first: "
+            f"{spoilt[0]}; they are not saved. Try a lower learning_rate; "
+            f"{str(run_dir)!r} keeps its last checkpoint"
+        )
 
 
 def packaged_file(package: str, pattern: str) -> Path | None:

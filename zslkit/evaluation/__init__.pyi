@@ -1,5 +1,6 @@
 """Metrics with intervals, and the ways to measure a trained model."""
 
+from . import beside as beside
 from . import certificate as certificate
 from . import evaluator as evaluator
 from . import explore as explore
@@ -15,6 +16,8 @@ from . import retrieval as retrieval
 from . import stream as stream
 from . import suspects as suspects
 from . import towers as towers
+from . import truth as truth
+from .beside import closed_form_beside as closed_form_beside
 from .certificate import Certificate as Certificate
 from .certificate import Deviation as Deviation
 from .certificate import certify_gradients as certify_gradients
@@ -96,3 +99,5 @@ from .towers import activation_bytes as activation_bytes
 from .towers import build_towers as build_towers
 from .towers import measure_cache as measure_cache
 from .towers import tower_facts as tower_facts
+from .truth import LISTS as LISTS
+from .truth import images_to_name as images_to_name

@@ -7,6 +7,7 @@ import torch
 from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import DualEncoder, build_dual_encoder
+from zslkit.evaluation.fitting import fit_projections
 from zslkit.objective import Embedded
 from zslkit.training.batches import TrainingBatch, TrainingData, encode
 from zslkit.training.device import autocast, choose_device, repeatable
@@ -21,6 +22,8 @@ class FirstBatch(NamedTuple):
     """(B, D) each, in eval mode; None where there is no teacher, or none yet."""
     model: DualEncoder
     """The student before the step, with its scales."""
+    weights: torch.Tensor | None = None
+    """(B,) of each pair, with mean 1, where captions are weighed from the first step on."""
 
 
 def first_batch(config: RunConfig) -> FirstBatch:
@@ -36,13 +39,21 @@ def first_batch(config: RunConfig) -> FirstBatch:
     device = choose_device(config.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), repeatable(device):
         model = build_dual_encoder(config).to(device)
-        data, teacher = TrainingData(model, config, device), build_teacher(model, config)
+        data, trust = TrainingData(model, config, device), None
+        if config.start != "random":
+            trust = fit_projections(model, data, config).trust
+        elif config.pair_trust and config.trust_judge == "held_out":
+            trust = data.estimate_trust(model)
+        teacher = build_teacher(model, config)
         torch.manual_seed(config.seed)  # dropout
         _, batch = next(data.stream(0, 1))
         model.train()
         with torch.no_grad(), autocast(config, device):
             guide = teacher.embed(batch) if teacher and teacher.ready else None
-            return FirstBatch(_in_chunks(model, batch, config.accumulation), guide, model)
+            student = _in_chunks(model, batch, config.accumulation)
+        weights = None if trust is None else trust[batch.captions].to(device)
+        weights = None if weights is None else weights / weights.mean().clamp_min(1e-6)
+        return FirstBatch(student, guide, model, weights)
 
 
 def _in_chunks(model: DualEncoder, batch: TrainingBatch, n: int) -> Embedded:

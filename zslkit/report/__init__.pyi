@@ -1,11 +1,13 @@
 """What a run leaves: records, cards, comparisons, pages and sweeps."""
 
 from . import cards as cards
+from . import checkpoints as checkpoints
 from . import comparison as comparison
 from . import execute as execute
 from . import findings as findings
 from . import headline as headline
 from . import index as index
+from . import inputs as inputs
 from . import notebook as notebook
 from . import options as options
 from . import provenance as provenance

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.config import RunConfig
-from zslkit.data.files import portable, write_json, write_text
+from zslkit.data.files import json_text, portable, write_text
 from zslkit.data.kinds import KINDS
+from zslkit.data.sealed import CHECKSUMS, write_noted
 from zslkit.report.tables import (
     ESTIMATE,
     Table,
@@ -23,8 +24,12 @@ from zslkit.report.tables import (
 def write_card(run_dir: Path, run: Mapping[str, Any]) -> None:
     """Write ``run.json`` (provenance, ``record`` and ``metrics``) and ``card.md`` beside it."""
     run = portable(run)
-    write_json(run_dir / "run.json", run)
-    write_text(run_dir / "card.md", card_markdown(run))
+    texts = {run_dir / "run.json": json_text(run), run_dir / "card.md": card_markdown(run)}
+    if (run_dir / CHECKSUMS).is_file():
+        write_noted(texts)
+        return
+    for path, text in texts.items():
+        write_text(path, text)
 
 
 def read_run(run_dir: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 import ast
 import html
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +69,9 @@ def _config_of(run_dir: str) -> RunConfig:
             f"run_dir={run_dir!r}: no run with a configuration here; "
             "give the output_dir of a finished training run"
         )
-    return RunConfig(**json.loads(path.read_text("utf-8")))
+    from zslkit.report.run_folder import config_of_run  # late: it imports torch
+
+    return config_of_run(run_dir)
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

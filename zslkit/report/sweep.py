@@ -307,6 +307,7 @@ def _measure(config: RunConfig) -> dict[str, Any]:
     """Train one run, or go on with it, and record what it can do."""
     from zslkit.evaluation.evaluator import evaluate
     from zslkit.report.cards import load_results, read_run
+    from zslkit.report.inputs import same_code
     from zslkit.report.results import record
     from zslkit.report.run_folder import changes_since
     from zslkit.report.tables import flat
@@ -317,6 +318,7 @@ def _measure(config: RunConfig) -> dict[str, Any]:
     earlier = (read_run(folder) or {}).get("code", {"own kinds": own}).get("own kinds")
     goes_on = (folder / "config.json").is_file() and not changes_since(folder, config)
     goes_on &= earlier == own  # a cell may have been changed since
+    goes_on = goes_on and same_code(folder, config)
     run = train(config.model_copy(update={"resume": goes_on}))
     if run.facts.interrupted:
         raise KeyboardInterrupt
