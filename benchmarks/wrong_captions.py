@@ -245,7 +245,9 @@ def main():
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     args = parser.parse_args()
-    facts = json.loads(args.results.read_text()) if args.results.is_file() else {"rows": []}
+    what = f"Flickr8k {args.split}, {args.image_encoder} and MiniLM, frozen; one thread"
+    facts = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    facts = facts if facts.get("what") == what else {"rows": []}  # no rows of other towers
     rows, spent = facts["rows"], facts.get("seconds", {"cpu": 0.0, "wall": 0.0})
     done = {(row["noise"], row["objective"], row["seed"]) for row in rows}
     asked = [
@@ -265,7 +267,6 @@ def main():
             rows.append(row)
             cpu += seconds
             wall = spent["wall"] + time.perf_counter() - began
-            what = f"Flickr8k {args.split}, {args.image_encoder} and MiniLM, frozen; one thread"
             note = "shared machine: CPU seconds, of all rows together, say more than wall"
             facts = {"what": what, "note": note, "machine": machine()}
             facts |= {"seconds": {"cpu": round(cpu, 1), "wall": round(wall, 1)}}

@@ -41,7 +41,9 @@ OWN = {  # parameters that are a notebook's, not a run's
     "06_embedding_maps": {
         *("run_dir", "image", "classes", "class_names", "max_images", "max_thumbnails")
     },
-    "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs", "max_images"},
+    "07_explore": {
+        *("run_dir", "other_run", "class_names", "image", "n_pairs", "max_images", "export_format")
+    },
     "08_compare_objectives": {
         *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
     },
@@ -301,8 +303,12 @@ def test_evaluation_reads_the_run_that_training_left(trained, language_model, tm
 def test_widgets_stand_beside_figures_of_the_same(trained, tmp_path):
     folder = trained[0]
     settings = {"run_dir": str(folder / "03_train"), "class_names": ["redstar", "bluemoon"]}
-    results = run("07_explore", tmp_path, **settings, n_pairs=5, max_images=12)
+    options = {"n_pairs": 5, "max_images": 12, "export_format": "zslkit"}
+    results = run("07_explore", tmp_path, **settings, **options)
     assert_sound(results)
+    exported = results["extra"]["exported"]
+    assert exported["n_equal"] == exported["n_photos"] > 0
+    assert (tmp_path / "07_explore" / "exported" / "zslkit.json").is_file()
     assert results["extra"]["first class"] in ("redstar", "bluemoon")
     assert 0.5 <= results["metrics"]["probability of the first class"] <= 1
     assert 0 <= results["metrics"]["target_entropy"] <= math.log(5)

@@ -31,7 +31,7 @@ def test_weighs_both_terms_with_a_scale_each():
         + distillation_loss(5 * similarity.T, teacher_targets(guide.T, 0.1))
     ) / 2
     assert loss.item() == pytest.approx((0.3 * contrastive + 0.7 * distillation).item(), 1e-6)
-    assert terms["contrastive_loss"] == pytest.approx(contrastive.item(), 1e-6)
+    assert terms["contrastive_loss"].item() == pytest.approx(contrastive.item(), 1e-6)
     assert terms["distillation_loss"] == pytest.approx(distillation.item(), 1e-6)
 
 
@@ -117,8 +117,8 @@ def test_the_sigmoid_loss_takes_the_place_of_the_softmax_one():
         student, teacher, 10 * ONE, 5 * ONE, config, logit_bias=torch.tensor(-3.0)
     )
     expected = sigmoid_loss(10 * student.image @ student.text.T - 3).item()
-    assert terms["contrastive_loss"] == pytest.approx(expected, 1e-6)
-    mixed = 0.3 * expected + 0.7 * terms["distillation_loss"]
+    assert terms["contrastive_loss"].item() == pytest.approx(expected, 1e-6)
+    mixed = 0.3 * expected + 0.7 * terms["distillation_loss"].item()
     assert loss.item() == pytest.approx(mixed, 1e-6)
 
 

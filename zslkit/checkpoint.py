@@ -24,6 +24,7 @@ from zslkit.data.sealed import damage, flush, seal
 from zslkit.data.showing import Shown
 from zslkit.data.weights import check_finite, fingerprint, load_tensors
 from zslkit.encoders.dual import build_dual_encoder
+from zslkit.kernels.randomness import random_states, restore_random_states
 from zslkit.report.checkpoints import checkpoint_at, latest_checkpoint, to_remove
 from zslkit.report.run_folder import (
     RunFacts,
@@ -34,6 +35,7 @@ from zslkit.report.run_folder import (
     run_facts,
 )
 from zslkit.teacher import Teacher
+from zslkit.training import dist
 from zslkit.zeroshot.models.teacher import FixedTeacher, is_other_model
 
 
@@ -50,7 +52,7 @@ class LoopState:
     trust: Tensor | None = None
     """(M,) probability that each training caption is right; None before it is judged."""
     random: dict[str, Tensor] = field(default_factory=dict)
-    """States of torch's random generators by device, as of the last checkpoint."""
+    """States of torch's random generators, of all processes, as of the last checkpoint."""
     history: str | None = None
     """Hash of the rows of ``metrics.jsonl`` up to the last checkpoint."""
 
@@ -105,7 +107,7 @@ def save_checkpoint(
     Parameters
     ----------
     state : LoopState
-        Its random states are taken here.
+        Its random states are taken here, of all processes: every one must call.
     frozen : mapping of str to str
         Fingerprints of the towers that are not stored.
     keep : int
@@ -126,16 +128,14 @@ def save_checkpoint(
         If a tensor is not finite; nothing is written.
     """
     folder = run_dir / "checkpoints" / f"step-{state.step:09d}"
-    if folder.is_dir() and damage(folder) is None:
+    state.random = random_states()
+    if dist.rank() or (folder.is_dir() and damage(folder) is None):
         return folder
     tensors = {"model": trained_state(model)}
     if getattr(teacher, "kind", "fixed") != "fixed":  # a fixed one is rebuilt, like frozen towers
         own = teacher.state_dict()
         tensors["teacher"] = {name: own[name] for name in _teacher_names(tensors["model"])}
     packed = optimizer.state_dict()
-    state.random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state.random["cuda"] = torch.cuda.get_rng_state()
     groups = {**packed["state"], "state": {"trust": state.trust}, "rng": state.random}
     tensors["optimizer"] = {
         f"{group}.{slot}": value
@@ -178,10 +178,7 @@ def restore_checkpoint(
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         group, _, slot = name.partition(".")
         groups[group][slot] = tensor
-    random = groups.pop("rng")
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+    restore_random_states(random := groups.pop("rng"))
     trust = groups.pop("state", {}).get("trust")
     moments = {int(number): slots for number, slots in groups.items()}
     optimizer.load_state_dict({"state": moments, "param_groups": facts["param_groups"]})

@@ -40,7 +40,7 @@ def training_loss(
     progress: float = 0.0,
     trust: Tensor | None = None,
     logit_bias: Tensor | None = None,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Weigh the contrastive and the distillation term of one batch.
 
     ``loss = w * contrastive + (1 - w) * distillation`` with ``w = contrastive_weight``, each
@@ -66,9 +66,10 @@ def training_loss(
     -------
     loss : Tensor of shape (), float
         In nats.
-    terms : dict of str to float
-        ``contrastive_loss``, and with soft targets ``distillation_loss``, ``self_mass``,
-        ``target_entropy`` and, from a teacher, ``target_agreement``.
+    terms : dict of str to Tensor of shape ()
+        On the device, without gradients: ``contrastive_loss``, and with soft targets
+        ``distillation_loss``, ``self_mass``, ``target_entropy`` and, from a teacher,
+        ``target_agreement``.
 
     References
     ----------
@@ -86,7 +87,7 @@ def training_loss(
         logits = [side + logit_bias for side in logits]
     sides = {"logits_per_image": logits[0], "logits_per_text": logits[1]}
     one_hot_term = kind(config, **sides, offset=offset, weights=weights)
-    terms = {"contrastive_loss": one_hot_term.item()}
+    terms = {"contrastive_loss": one_hot_term.detach()}
     targets = soft_targets(len(similarity_v), similarity_v.shape[1], teacher, config, progress)
     if targets is None:
         return one_hot_term, terms
@@ -95,7 +96,7 @@ def training_loss(
         distillation_loss(distillation_scale * similarity_v, targets_v, weights)
         + distillation_loss(distillation_scale * similarity_t, targets_t, weights)
     ) / 2
-    terms |= {"distillation_loss": distillation.item(), **target_statistics(targets_v, offset)}
+    terms |= {"distillation_loss": distillation.detach(), **target_statistics(targets_v, offset)}
     if teacher is not None:
         some = slice(_AGREEMENT_ROWS)
         guide = teacher.image[some] @ dist.gather(teacher.text).T

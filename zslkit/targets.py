@@ -222,18 +222,18 @@ def progressive_targets(
     return torch.where(trusted[:, None], one_hot, soft)
 
 
-def target_statistics(targets: Tensor, offset: int = 0) -> dict[str, float]:
-    """Mean own-pair mass and mean entropy (nats) of soft targets.
+def target_statistics(targets: Tensor, offset: int = 0) -> dict[str, Tensor]:
+    """Mean own-pair mass and mean entropy (nats) of soft targets, on their device.
 
     Mass 1 and entropy 0 are one-hot labels; mass 1 / N and entropy log N are no labels at all.
     """
     columns = positive_columns(len(targets), offset, targets.device)
     self_mass = targets.gather(1, columns[:, None]).mean()
     entropy = -torch.xlogy(targets, targets).sum(dim=1).mean()
-    return {"self_mass": self_mass.item(), "target_entropy": entropy.item()}
+    return {"self_mass": self_mass, "target_entropy": entropy}
 
 
-def target_agreement(targets: Tensor, similarity: Tensor, offset: int = 0) -> float:
+def target_agreement(targets: Tensor, similarity: Tensor, offset: int = 0) -> Tensor:
     """Correlate soft targets with the teacher's similarity, the own pair left out.
 
     Parameters
@@ -243,14 +243,16 @@ def target_agreement(targets: Tensor, similarity: Tensor, offset: int = 0) -> fl
 
     Returns
     -------
-    float
+    Tensor of shape (), float
         Pearson correlation of log targets and similarity, in [-1, 1], mean over the rows. 1 for
         plain teacher targets; below 0 a cost stands where a score was expected; rows whose
         targets do not vary count as 0.
     """
     columns = positive_columns(len(targets), offset, targets.device)[:, None]
-    others = torch.ones_like(targets, dtype=torch.bool).scatter_(1, columns, False)
-    shape = len(targets), targets.shape[1] - 1
-    a = targets.float().clamp_min(1e-30).log()[others].view(shape)
-    b = similarity.float()[others].view(shape)
-    return torch.cosine_similarity(*(x - x.mean(dim=1, keepdim=True) for x in (a, b))).mean().item()
+    # the own pair counts 0 instead of being cut out: a mask as index would wait for the device
+    others = torch.ones_like(targets).scatter_(1, columns, 0.0)
+    sides = targets.float().clamp_min(1e-30).log(), similarity.float()
+    count = max(1, targets.shape[1] - 1)
+    means = [(x * others).sum(dim=1, keepdim=True) / count for x in sides]
+    a, b = (((x - mean) * others) for x, mean in zip(sides, means, strict=True))
+    return torch.cosine_similarity(a, b).mean()

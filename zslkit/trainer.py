@@ -24,6 +24,8 @@ from zslkit.data.sampling import check_broken
 from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.evaluation.fitting import fit_projections
+from zslkit.kernels.reading import numbers
+from zslkit.kernels.sharing import computed_once
 from zslkit.report.cards import write_card
 from zslkit.report.checkpoints import best_step, lasting_steps, latest_checkpoint
 from zslkit.report.inputs import fingerprint_inputs
@@ -99,10 +101,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         began = time.perf_counter() - state.seconds
 
         def save() -> None:
-            if dist.rank() == 0:
-                parts, rows = (model, teacher, optimizer), run.history
-                stay = config.keep_checkpoints, lasting_steps(rows, config, state.step)
-                save_checkpoint(run_dir, state, *parts, data.fingerprints, *stay, rows)
+            parts, rows = (model, teacher, optimizer), run.history
+            stay = config.keep_checkpoints, lasting_steps(rows, config, state.step)
+            save_checkpoint(run_dir, state, *parts, data.fingerprints, *stay, rows)
 
         with Monitor(run_dir, state.step, total_steps, config.tensorboard, dist.rank() > 0) as show:
             for epoch, batch in data.stream(state.step, total_steps):
@@ -116,9 +117,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
                     teacher.end_generation(model)
                 if config.pair_trust and config.trust_judge == "held_out":
-                    state.trust = data.estimate_trust(model) if state.trust is None else state.trust
+                    if state.trust is None:
+                        state.trust = computed_once(lambda: data.estimate_trust(model))
                 elif config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
-                    state.trust = data.estimate_trust(teacher.model)
+                    state.trust = computed_once(lambda: data.estimate_trust(teacher.model))
 
                 if not model.training:  # a callback may have measured it
                     model.train()
@@ -129,6 +131,10 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 loss, terms = backward(model, teacher, batch, config, progress, trust)
                 dist.average_gradients(parameters)
                 norm = clip_gradients(parameters, config.clip_norm)
+                if trust is not None:
+                    terms["mean_trust"] = trust.mean()
+                terms = numbers({"loss": loss, **terms, "gradient_norm": norm})
+                loss, norm = terms["loss"], terms["gradient_norm"]
                 if dist.any_process(not math.isfinite(loss + norm)):
                     # nothing is saved: this forward pass may have spoilt BatchNorm statistics
                     raise FloatingPointError(
@@ -143,10 +149,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     teacher.update(model)
                 state.step += 1
 
-                row = {"step": state.step, "epoch": epoch, "loss": loss, **terms}
-                row |= {**model.scales(), "learning_rate": rate, "gradient_norm": norm}
-                if trust is not None:
-                    row["mean_trust"] = trust.mean().item()
+                row = {"step": state.step, "epoch": epoch, **terms}
+                row |= {**numbers(model.scales()), "learning_rate": rate}
                 for callback in callbacks:
                     row |= callback(run, row) or {}
                 run.history.append(row)
@@ -157,6 +161,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                     show.tell(advice)
                 state.seconds = time.perf_counter() - began
                 best = best_step(run.history, config.best_by) == state.step
+                best = dist.any_process(best and dist.rank() == 0)  # the first one measures
                 if best or state.step % config.checkpoint_every == 0:
                     save()
             save()

@@ -1,6 +1,7 @@
 """Two real processes over gloo on the loopback must compute what one process computes."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import build_dual_encoder
+from zslkit.kernels.batchnorm import synchronised
 from zslkit.objective import Embedded, training_loss
 from zslkit.trainer import train
 from zslkit.training import dist
@@ -38,6 +40,36 @@ def run_settings(tiny_settings, folder, **changes):
         **{"output_dir": str(folder), "image_tower": "frozen", "text_tower": "frozen"},
         **{"epochs": 2, "max_steps": 5, "optimizer": "sgd", "learning_rate": 0.1},
         **{"cache_dir": str(folder.parent / "cache"), "warmup_steps": 0, **changes},
+    }
+
+
+def trained_towers(folder, **changes):
+    """BatchNorm, dropout and a moving average: everything that can differ between processes."""
+    return {
+        **{"image_tower": "train", "text_tower": "train", "image_dropout": 0.2},
+        **{"pair_trust": True, "pair_trust_epoch": 1, "cache_dir": None},
+        **{"output_dir": str(folder), "ema_decay": 0.9, "checkpoint_every": 2, "epochs": 2},
+        **{"max_steps": 6, "optimizer": "adamw", "learning_rate": 1e-3, **changes},
+    }
+
+
+def normalised(rows, channels_only=False):
+    """Outputs, gradients and running statistics of BatchNorm for some rows of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (PAIRS, 4) if channels_only else (PAIRS, 4, 3, 2)
+    whole, upstream = (torch.randn(shape, generator=generator).double() + 3 for _ in "xy")
+    norm = (nn.BatchNorm1d if channels_only else nn.BatchNorm2d)(4, momentum=0.3).double()
+    nn.init.normal_(norm.weight, generator=generator)
+    x = whole[rows].requires_grad_()
+    with synchronised():
+        y = norm(x)
+    (y * upstream[rows]).sum().backward()
+    parameters = [norm.weight, norm.bias]
+    dist.average_gradients(parameters)
+    return {
+        "rows": [y.detach(), x.grad],
+        "sums": [p.grad * dist.world_size() for p in parameters],
+        "statistics": [norm.running_mean, norm.running_var, norm.num_batches_tracked.double()],
     }
 
 
@@ -89,12 +121,25 @@ def in_two_processes(rank, port, folder, settings):
     dist.average_gradients([unused])
     out["unused"] = unused.grad
 
+    out["normalised"] = [normalised(half, flat) for flat in (False, True)]
+
     out["weights"] = train(RunConfig(**settings["whole"])).model.state_dict()
+
+    towers = RunConfig(**settings["towers"])
+    run = train(towers)
+    out["towers"], out["teacher"] = run.model.state_dict(), run.teacher.state_dict()
+    out["masks"] = torch.rand(3)
 
     def stop(run, row):  # Ctrl-C reaches one process only
         if rank == 1 and row["step"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
+    cut = towers.model_copy(update={"output_dir": settings["cut"]})
+    train(cut, [stop])
+    if rank == 0:
+        shutil.copytree(settings["cut"], settings["cut"] + " for one")
+    on = train(cut.model_copy(update={"resume": True}))
+    out["towers on"], out["teacher on"] = on.model.state_dict(), on.teacher.state_dict()
     out["stopped"] = train(RunConfig(**settings["parts"]), [stop]).facts.steps
     resumed = train(RunConfig(**settings["parts"], resume=True))
     out["resumed"] = resumed.model.state_dict()
@@ -115,6 +160,9 @@ def both(tiny_settings, tmp_path_factory):
         name: run_settings(tiny_settings, folder / name, checkpoint_every=2)
         for name in ("whole", "parts")
     }
+    common = run_settings(tiny_settings, folder / "towers")
+    settings["towers"] = common | trained_towers(folder / "towers")
+    settings["cut"] = str(folder / "cut")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -199,6 +247,46 @@ def test_two_processes_train_what_one_trains(both, tiny_settings, tmp_path):
     assert moved.abs().max() > 1e-3
     for name, tensor in load_run(folder / "whole").model.state_dict().items():
         assert torch.equal(tensor, outs[0]["weights"][name]), name
+
+
+@pytest.mark.parametrize("flat", [0, 1])
+def test_batchnorm_over_both_processes_is_that_of_the_whole_batch(both, flat):
+    whole, outs = normalised(slice(None), bool(flat)), both[0]
+    halves = [out["normalised"][flat] for out in outs]
+    for expected, *parts in zip(whole["rows"], *(h["rows"] for h in halves), strict=True):
+        torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-10, atol=1e-12)
+    for half in halves:
+        for name in ("sums", "statistics"):
+            for mine, expected in zip(half[name], whole[name], strict=True):
+                torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_trained_towers_are_one_student_with_one_teacher_and_go_on_bit_for_bit(both):
+    outs, folder = both
+    for kind in ("towers", "teacher"):
+        first, second = (out[kind] for out in outs)
+        assert any("running_var" in name for name in first)
+        for name, tensor in first.items():
+            assert torch.equal(tensor, second[name]), f"{kind} {name} differs between processes"
+            for out in outs:
+                assert torch.equal(tensor, out[f"{kind} on"][name]), f"{kind} {name} not resumed"
+    assert not torch.equal(outs[0]["masks"], outs[1]["masks"])
+    assert "mean_trust" in load_run(folder / "towers").history[-1]
+
+
+def test_a_run_of_two_processes_goes_on_in_one(both):
+    """The same rows make every batch; the weights are equal up to dropout and rounding."""
+    folder = both[1]
+    config = load_run(folder / "towers").config
+    changes = {"output_dir": str(folder / "cut for one"), "resume": True}
+    with pytest.raises(ValueError, match=r"number of processes differs \(1, was 2\)"):
+        train(config.model_copy(update=changes))
+    changes["allow_changed"] = "processes"
+    run = train(config.model_copy(update=changes))
+    whole = load_run(folder / "towers").history
+    assert [row["step"] for row in run.history] == [1, 2, 3, 4, 5, 6]
+    assert run.history[:3] == whole[:3]
+    assert run.history[3]["loss"] != whole[3]["loss"]  # other dropout masks
 
 
 def test_processes_share_one_run_folder(both):

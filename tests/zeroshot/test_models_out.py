@@ -164,6 +164,15 @@ def test_a_model_goes_to_the_hub_and_comes_back(dual, tmp_path, monkeypatch):
     assert calls[1][1]["private"] is False
     assert_same(dual, zk.from_pretrained("me/mine"))
 
+    def refuse(self, name, **options):
+        raise RuntimeError("no route\nto host")
+
+    monkeypatch.setattr(Hub, "create_repo", refuse)
+    with pytest.raises(
+        OSError, match=r"'me/mine': could not be sent to the hub \(no route\); save"
+    ):
+        dual.push_to_hub("me/mine")
+
 
 def test_transformers_own_pipeline_reads_the_export(dual, tmp_path):
     from transformers import pipeline
@@ -179,13 +188,132 @@ def test_transformers_own_pipeline_reads_the_export(dual, tmp_path):
     assert scores == pytest.approx([row.probability for row in ours], abs=1e-5)
 
 
+@pytest.fixture
+def halves(tiny_clips, tiny_settings):
+    """Runs that trained both halves of a checkpoint in their own space, a scale apart from it."""
+
+    def build(kind, **changes):
+        name = tiny_clips[kind] if kind == "open_clip" else f"hf:{tiny_clips[kind]}"
+        weights = {"image_weights": "pretrained", "text_weights": "pretrained"}
+        encoders = {"image_encoder": name, "text_encoder": name, "projection": "none"}
+        settings = {**tiny_settings, **encoders, **weights, **changes}
+        model = build_dual_encoder(RunConfig(**settings)).eval()
+        with torch.no_grad():
+            model.log_logit_scale.fill_(3.0)
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize(("kind", "name"), [("clip", "CLIPModel"), ("siglip", "SiglipModel")])
+def test_a_run_in_the_space_of_a_checkpoint_leaves_as_its_stock_class(halves, kind, name, tmp_path):
+    """Read by transformers in a process that cannot import zslkit."""
+    model = halves(kind, contrastive_loss="sigmoid")
+    with torch.no_grad():
+        model.logit_bias.fill_(-4.5)
+    parity = export_model(model, tmp_path / "out", "transformers", photos(), CLASSES)
+    assert max(parity[:2]) < 1e-6
+    assert parity.scale_deviation < 1e-6
+    assert not (tmp_path / "out" / "zslkit.json").exists()
+    assert "import zslkit" not in (tmp_path / "out" / "README.md").read_text()
+    photos()[0].save(tmp_path / "photo.png")
+    code = f"""
+import sys; sys.modules["zslkit"] = None
+import json; from transformers import AutoModel, pipeline
+model = AutoModel.from_pretrained("out")
+bias = getattr(model, "logit_bias", None)
+found = []
+if {kind!r} == "clip":  # the pipeline pads texts for SigLIP to 64 tokens: this one reads 16
+    namer = pipeline("zero-shot-image-classification", "out")
+    found = namer("photo.png", candidate_labels={CLASSES!r}, hypothesis_template="{{}}")
+print(json.dumps([type(model).__name__, model.logit_scale.item(), bias and bias.item(),
+                  [row["label"] for row in found]]))
+"""
+    options = {"capture_output": True, "text": True, "cwd": tmp_path}
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert done.returncode == 0, done.stderr
+    kind_of, scale, bias, labels = json.loads(done.stdout.splitlines()[-1])
+    assert kind_of == name
+    assert scale == pytest.approx(3.0)
+    assert bias == (None if kind == "clip" else -4.5)
+    ours = zk.ZeroShotClassifier(model, CLASSES, "none").predict(photos()[0], k=len(CLASSES))
+    assert labels == ([row.class_name for row in ours] if kind == "clip" else [])
+
+
+def test_open_clip_reads_its_own_models_and_what_was_trained_of_them(halves, tiny_clips, tmp_path):
+    import open_clip
+
+    trained = halves("open_clip")
+    for model in (trained, zk.load_model(tiny_clips["open_clip"])):
+        # twice into one folder: the second takes the place of the first
+        parity = export_model(model, tmp_path / "out", "open_clip", photos(), CLASSES)
+        assert max(parity[:2]) < 1e-5
+        theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+        assert theirs.logit_scale.exp().item() == pytest.approx(model.logit_scale.item())
+        again = zk.load_model(f"open_clip:local-dir:{tmp_path / 'out'}")
+        with torch.no_grad():
+            texts = again.encode_text(CLASSES)
+            assert (texts - model.encode_text(CLASSES)).abs().max() < 1e-6
+    assert "open_clip.create_model_and_transforms" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ValueError, match="holds a model of open_clip that was loaded, or a run"):
+        export_model(halves("clip"), tmp_path / "other", "open_clip", photos(), CLASSES)
+    with pytest.raises(ValueError, match="not read by a tokenizer of transformers"):
+        export_model(trained, tmp_path / "other", "transformers", photos(), CLASSES)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_public_clip_leaves_as_its_own_stock_class(tiny_clips, tmp_path):
     from transformers import CLIPModel
 
+    # saved and read again: the scale comes from there, not from a fresh model of the library
     model = zk.load_model(tiny_clips["clip"])
+    model.log_logit_scale.fill_(2.5)
+    model.save_pretrained(tmp_path / "saved")
+    model = zk.from_pretrained(tmp_path / "saved")
     export_model(model, tmp_path / "out", "transformers", photos(), CLASSES)
     assert not (tmp_path / "out" / "zslkit.json").exists()
-    assert isinstance(CLIPModel.from_pretrained(tmp_path / "out"), CLIPModel)
+    theirs = CLIPModel.from_pretrained(tmp_path / "out")
+    assert theirs.logit_scale.item() == pytest.approx(2.5)
+
+
+def test_checkpoints_in_half_precision_are_computed_in_single(tiny_clips, tmp_path):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tiny_clips["clip"])
+    shutil.copytree(tiny_clips["clip"], tmp_path / "half")
+    config.dtype = "float16"
+    config.save_pretrained(tmp_path / "half")
+    model = zk.load_model(tmp_path / "half")
+    model.save_pretrained(tmp_path / "saved")
+    again = zk.from_pretrained(tmp_path / "saved")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    export_model(again, tmp_path / "out", "transformers", photos(), CLASSES)
+
+
+def test_an_export_replaces_an_earlier_one_as_a_whole(dual, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_model(dual, out, "sentence-transformers", photos(), CLASSES)
+    export_model(dual, out, "sentence-transformers", photos(), CLASSES)
+    export_model(dual, out, "zslkit", photos(), CLASSES[:2])
+    assert not (out / "modules.json").exists()
+    assert zk.from_pretrained(out).class_bank.class_names == tuple(CLASSES[:2])
+    write, read = exporting._WRITERS["zslkit"]
+
+    def spoil(folder, model):
+        images, texts, scale = read(folder, model)
+        return images, texts, scale * 1.1
+
+    monkeypatch.setitem(exporting._WRITERS, "zslkit", (write, spoil))
+    with pytest.raises(ValueError, match=r"not the same model: .* the scale by 0\.1,"):
+        export_model(dual, out, "zslkit", photos(), CLASSES)
+    assert zk.from_pretrained(out).class_bank.class_names == tuple(CLASSES[:2])  # the earlier one
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_saving_again_leaves_no_classes_of_before(dual, tiny_clips, tmp_path):
+    dual.save_pretrained(tmp_path, zk.build_class_bank(dual, CLASSES, "none"))
+    zk.load_model(tiny_clips["open_clip"]).save_pretrained(tmp_path)
+    assert zk.from_pretrained(tmp_path).class_bank is None
 
 
 @pytest.mark.parametrize("kind", ["ours", "clip"])
@@ -202,7 +330,7 @@ def test_sentence_transformers_encodes_texts_and_images(dual, tiny_clips, kind, 
     assert other.encode(photos()).shape == (3, expected.shape[1])
 
 
-@pytest.mark.parametrize("kind", ["ours", "clip", "siglip"])
+@pytest.mark.parametrize("kind", ["ours", "clip", "siglip", "open_clip"])
 def test_onnx_graphs_give_the_same_with_onnxruntime_alone(dual, tiny_clips, kind, tmp_path):
     model = dual if kind == "ours" else zk.load_model(tiny_clips[kind])
     parity = export_model(model, tmp_path / "out", "onnx", photos(), CLASSES)
@@ -226,8 +354,8 @@ def test_an_export_that_differs_is_no_success_and_leaves_nothing(dual, tmp_path,
     write, read = exporting._WRITERS["zslkit"]
 
     def spoil(folder, model):
-        images, texts = read(folder, model)
-        return images, lambda items: texts(items).roll(1, dims=0)
+        images, texts, scale = read(folder, model)
+        return images, lambda items: texts(items).roll(1, dims=0), scale
 
     monkeypatch.setitem(exporting._WRITERS, "zslkit", (write, spoil))
     with pytest.raises(ValueError, match="not the same model: images deviate by 0, texts by 0"):
@@ -247,6 +375,12 @@ def test_equal_rankings_are_not_enough_where_embeddings_differ(dual):
     assert not parity.holds
 
 
+class Bare:
+    """A model with the four names alone."""
+
+    logit_scale = encode_image = encode_text = image_transform = None
+
+
 def test_what_cannot_be_exported_is_said(dual, tiny_settings, tmp_path, monkeypatch):
     small = build_dual_encoder(RunConfig(**tiny_settings))
     for model, format, words in (
@@ -255,6 +389,8 @@ def test_what_cannot_be_exported_is_said(dual, tiny_settings, tmp_path, monkeypa
     ):
         with pytest.raises(ValueError, match=words):
             export_model(model, tmp_path / "out", format, photos(), CLASSES)
+    with pytest.raises(ValueError, match="Bare: has no save_pretrained; export takes"):
+        export_model(Bare(), tmp_path / "out", "zslkit", photos(), CLASSES)
     with pytest.raises(ValueError, match="photos: none given"):
         export_model(dual, tmp_path / "out", "onnx", [], CLASSES)
     (tmp_path / "full").mkdir()

@@ -1,5 +1,7 @@
 """Public models in a training: as towers, and as a teacher that never moves."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from zslkit.config import RunConfig
 from zslkit.data.pairs import open_pairs
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.training.batches import TrainingData
+from zslkit.zeroshot.models.export import export_model
 
 WEIGHTS = {"image_weights": "pretrained", "text_weights": "pretrained"}
 
@@ -60,6 +63,110 @@ def test_what_halves_cannot_do_is_said_when_they_are_built(tiny_clips, tiny_sett
         config = RunConfig(**{**tiny_settings, "image_encoder": name, **changes})
         with pytest.raises(ValueError, match=words):
             build_dual_encoder(config)
+
+
+def own_space(name, settings, **changes):
+    encoders = {"image_encoder": name, "text_encoder": name, "projection": "none"}
+    return RunConfig(**{**settings, **encoders, **WEIGHTS, "soft_targets": "none", **changes})
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip"])
+def test_without_a_projection_a_training_starts_as_the_checkpoint_itself(
+    tiny_clips, kind, tiny_settings, tmp_path
+):
+    name = names(tiny_clips)[kind]
+    config = own_space(name, tiny_settings, contrastive_loss="sigmoid")
+    model, theirs = build_dual_encoder(config).eval(), zk.load_model(name)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert (model.encode_image(pixels) - theirs.encode_image(pixels)).abs().max() < 1e-6
+        assert (model.encode_text(["a cat"]) - theirs.encode_text(["a cat"])).abs().max() < 1e-6
+    assert model.logit_scale.item() == pytest.approx(theirs.logit_scale.item())
+    base_rate = -np.log(config.batch_size - 1)
+    own = base_rate if theirs.logit_bias is None else theirs.logit_bias.item()
+    assert model.logit_bias.item() == pytest.approx(own)
+    given = build_dual_encoder(config.model_copy(update={"logit_bias": -1.5}))
+    assert given.logit_bias.item() == -1.5
+    changes = {"max_steps": 2, "output_dir": str(tmp_path / "run"), "learning_rate": 1e-3}
+    run = zk.train(config.model_copy(update=changes))
+    moved = dict(run.model.named_parameters())
+    stays = [name for name, p in model.named_parameters() if torch.equal(p, moved[name])]
+    # the key's bias shifts all scores of a query alike; of a scale without targets nothing is asked
+    quiet = ("bias", "embedding", "distillation_scale")
+    assert not [name for name in stays if not any(word in name for word in quiet)]
+    again = zk.load_model(tmp_path / "run")
+    torch.testing.assert_close(again.encode_text(["a cat"]), run.model.encode_text(["a cat"]))
+
+
+def test_what_has_no_space_of_its_own_is_said(tiny_clips, tiny_settings):
+    name = names(tiny_clips)["siglip"]
+    with pytest.raises(ValueError, match="projection='none' keeps the space of one CLIP or SigLIP"):
+        RunConfig(**{**tiny_settings, "projection": "none"})
+    with pytest.raises(ValueError, match="must both be the same open_clip: or hf: name"):
+        own_space(name, tiny_settings, text_encoder="hf:other")
+    with pytest.raises(ValueError, match="projection='none' take init='random'"):
+        own_space(name, tiny_settings, init="ridge")
+    low = own_space(name, tiny_settings, max_logit_scale=5.0, logit_scale=5.0)
+    with pytest.raises(ValueError, match="max_logit_scale=5.0: .* comes with a scale of 7.389"):
+        build_dual_encoder(low)
+    _, words = zk.evaluation.explore.teacher_of(own_space(name, tiny_settings))
+    assert "the checkpoint as it came" in words
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A random open_clip checkpoint, trained in its own space and saved as one."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("tuned")
+    vision = {"timm_model_name": "test_resnet", "timm_model_pretrained": False, "timm_pool": "",
+              "timm_proj": "linear", "image_size": 32}  # fmt: skip
+    text = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 1}
+    facts = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}
+    (folder / "tiny-conv.json").write_text(json.dumps(facts))
+    open_clip.add_model_config(folder / "tiny-conv.json")
+    torch.manual_seed(0)
+    state = open_clip.create_model("tiny-conv", force_custom_text=True).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "start.safetensors")
+    words = dict.fromkeys(("title", "licence", "how_to_obtain"), "x")
+    splits = {"train": {"scenes": "train", "n": 512}, "test": {"scenes": "test", "n": 240}}
+    manifest = {"name": "unseen", "kind": "toy", **words, "image_size": 32, "splits": splits}
+    (folder / "unseen.json").write_text(json.dumps(manifest))
+    name = f"open_clip:tiny-conv/{folder / 'start.safetensors'}"
+    settings = {"manifest": str(folder / "unseen.json"), "image_size": 32, "batch_size": 64,
+                "zeroshot_manifest": None, "epochs": 8, "warmup_steps": 10,
+                "cache_dir": str(folder / "cache"), "threads": 1}  # fmt: skip
+    config = own_space(name, settings, learning_rate=5e-3, output_dir=str(folder / "run"))
+    run = zk.train(config)
+    photos = [pair.image for pair in open_pairs(config.manifest, "test", max_pairs=4)]
+    export_model(run.model, folder / "end", "open_clip", photos, ["red star", "blue moon"])
+    return name, f"open_clip:local-dir:{folder / 'end'}", settings, run
+
+
+def recall(model, config):
+    return zk.evaluate(model, config)["retrieval"]["text_to_image"]["recall@10"]["value"]
+
+
+def test_a_training_that_starts_from_a_checkpoint_ends_better_on_unseen_scenes(tuned):
+    """Colours and shapes of the test scenes are combined as no training scene combines them."""
+    start, end, _, run = tuned
+    before, after = (recall(zk.load_model(name), run.config) for name in (start, end))
+    assert before < 0.07  # 10 of 240 is 0.042
+    assert after > 2.5 * before
+    assert recall(run.model, run.config) == pytest.approx(after, abs=0.01)  # as it was saved
+
+
+def test_a_student_of_a_checkpoint_ends_better_on_unseen_scenes(tuned, tmp_path):
+    """Of the contrastive loss it sees nothing: what it knows, the teacher's soft targets said."""
+    _, teacher, settings, _ = tuned
+    config = RunConfig(
+        **{**settings, "teacher": "frozen", "teacher_run": teacher, "soft_targets": "teacher",
+           "contrastive_weight": 0.0, "teacher_temperature": 0.05, "embedding_dim": 24,
+           "image_encoder": "timm:test_resnet", "output_dir": str(tmp_path / "run")}
+    )  # fmt: skip
+    before = recall(build_dual_encoder(config), config)
+    assert recall(zk.train(config).model, config) > 2 * before
 
 
 def test_a_training_that_starts_from_halves_ends_better_than_it_started(

@@ -11,6 +11,8 @@ from zslkit.data.schema import CaptionNoise
 from zslkit.data.strict import Strict, as_list
 from zslkit.zeroshot.prompts import find_templates
 
+CLIPS = ("open_clip:", "hf:")
+"""What names of public contrastive models start with."""
 INPUTS = ("manifest", "images", "captions", "code", "packages", "processes")
 """What a run reads besides its settings; a resume compares them."""
 
@@ -126,8 +128,8 @@ class ModelSettings(_Section):
     """Texts are cut to this many tokens."""
     embedding_dim: int = Field(128, ge=2)
     """Dimension D of the shared unit sphere."""
-    projection: Literal["linear", "mlp"] = "linear"
-    """Map from either tower's features to the shared space."""
+    projection: Literal["linear", "mlp", "none"] = "linear"
+    """Map to the shared space; none: both halves of one CLIP or SigLIP stay in their own."""
     image_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the image features that enter the projection."""
     text_dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -137,6 +139,12 @@ class ModelSettings(_Section):
     def _known_modes(self) -> "ModelSettings":
         for name in ("image_tower", "text_tower"):
             parse_tower_mode(getattr(self, name), name)
+        image, text = self.image_encoder, self.text_encoder
+        if self.projection == "none" and (image != text or not image.startswith(CLIPS)):
+            raise ValueError(
+                f"projection='none' keeps the space of one CLIP or SigLIP: image_encoder={image!r} "
+                f"and text_encoder={text!r} must both be the same open_clip: or hf: name"
+            )
         return self
 
 
@@ -188,9 +196,9 @@ class ObjectiveSettings(_Section):
     pair_trust_epoch: int = Field(3, ge=1)
     """First epoch (from 0) with the teacher's weights; a younger one cannot tell."""
     logit_scale: float = Field(20.0, ge=1.0)
-    """Initial scale of similarities (1 / temperature), contrastive and distillation."""
+    """Initial scale of similarities (1 / temperature); projection none starts from its own."""
     logit_bias: float | None = None
-    """Initial bias of the sigmoid contrastive loss; None: -ln(batch_size - 1), the base rate."""
+    """Initial bias of the sigmoid loss; None: the checkpoint's, or else -ln(batch_size - 1)."""
     learn_logit_scale: bool = True
     """Learn both scales; false keeps them fixed."""
     max_logit_scale: float = Field(100.0, ge=1.0)

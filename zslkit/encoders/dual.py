@@ -13,7 +13,7 @@ from zslkit.encoders.image import ImageTower, ImageTransform
 from zslkit.encoders.small_text import SmallTextEncoder
 from zslkit.encoders.text import TextTower
 from zslkit.zeroshot.models.saving import Saves
-from zslkit.zeroshot.models.towers import load_tower
+from zslkit.zeroshot.models.towers import keep_own_space, load_tower
 
 TEXT_TOWERS: dict[str, Callable[[str, str, int], nn.Module]] = {
     "small": lambda name, weights, max_tokens: SmallTextEncoder(max_tokens=max_tokens)
@@ -26,7 +26,7 @@ features and says F as ``feature_dim``. Add yours.
 
 
 class DualEncoder(Saves, nn.Module):
-    """Image and text tower, a projection each, and the learned scales.
+    """Image and text tower, a projection each unless they share a space, and learned scales.
 
     Attributes
     ----------
@@ -53,6 +53,8 @@ class DualEncoder(Saves, nn.Module):
             base_rate = -math.log(config.batch_size - 1)
             bias = base_rate if config.logit_bias is None else config.logit_bias
             self.logit_bias = nn.Parameter(torch.tensor(bias))
+        if config.projection == "none":
+            keep_own_space(self, config)
         self.frozen_blocks = [
             *freeze(image_tower, parse_tower_mode(config.image_tower, "image_tower")),
             *freeze(text_tower, parse_tower_mode(config.text_tower, "text_tower")),
@@ -76,9 +78,9 @@ class DualEncoder(Saves, nn.Module):
         """Scale of the student's logits in the distillation term, at least 1."""
         return self.log_distillation_scale.exp().clamp(1, self.max_logit_scale)
 
-    def scales(self) -> dict[str, float]:
-        """Give both scales as numbers, by name."""
-        return {name: getattr(self, name).item() for name in ("logit_scale", "distillation_scale")}
+    def scales(self) -> dict[str, Tensor]:
+        """Give both scales by name."""
+        return {name: getattr(self, name) for name in ("logit_scale", "distillation_scale")}
 
     def project_image(self, features: Tensor) -> Tensor:
         """Map (B, F) image features to (B, D) unit vectors, float32."""
@@ -144,7 +146,9 @@ def build_dual_encoder(config: RunConfig) -> DualEncoder:
 
 
 def _projection(feature_dim: int, config: ModelSettings, dropout: float) -> nn.Module:
-    steps = [nn.Dropout(dropout), nn.Linear(feature_dim, config.embedding_dim)]
+    steps = [nn.Dropout(dropout)]
+    if config.projection != "none":
+        steps += [nn.Linear(feature_dim, config.embedding_dim)]
     if config.projection == "mlp":
         steps += [nn.GELU(), nn.Linear(config.embedding_dim, config.embedding_dim)]
     return nn.Sequential(*steps)

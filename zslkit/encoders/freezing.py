@@ -12,24 +12,24 @@ def freeze(tower: nn.Module, trainable_blocks: int | None) -> list[nn.Module]:
     tower.requires_grad_(False)
     if trainable_blocks == 0:
         return [tower]
-    blocks = list(_blocks(getattr(tower.net, "body", tower.net)))  # body: without its projection
+    found = list(blocks(getattr(tower.net, "body", tower.net)))  # body: without its projection
     # norms, pooling and activations go with the block before them; they are none themselves
-    starts = [i for i, block in enumerate(blocks) if any(p.dim() > 1 for p in block.parameters())]
+    starts = [i for i, block in enumerate(found) if any(p.dim() > 1 for p in block.parameters())]
     if trainable_blocks > len(starts):
         raise ValueError(
             f"last_blocks={trainable_blocks}: {tower.name} has {len(starts)} blocks with weights"
         )
     cut = starts[-trainable_blocks]
-    for block in blocks[cut:]:
+    for block in found[cut:]:
         block.requires_grad_(True)
-    return blocks[:cut]
+    return found[:cut]
 
 
-def _blocks(net: nn.Module) -> Iterator[nn.Module]:
+def blocks(net: nn.Module) -> Iterator[nn.Module]:
     """Walk the parts of a network in order, opening stacks of blocks but not the blocks."""
     for child in net.children():
         if _is_stack(child) or any(_is_stack(part, alike=True) for part in child.children()):
-            yield from _blocks(child)
+            yield from blocks(child)
         else:
             yield child
 

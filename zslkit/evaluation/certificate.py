@@ -70,11 +70,6 @@ class Certificate(NamedTuple):
             f"{verdict} to the whole batch of {self.pairs} pairs: largest relative deviation "
             f"{worst.deviation:.1e} ({worst.way}, {worst.group}), limit {LIMIT:.0e}"
         )
-        if not self.holds and "BatchNorm" in {row.group for row in self.deviations}:
-            lines.append(
-                "BatchNorm in train mode normalises each chunk or process by itself; where that "
-                "is the cause, freeze the tower or take accumulation=1"
-            )
         return "\n".join(lines)
 
 

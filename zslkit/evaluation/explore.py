@@ -20,6 +20,7 @@ from zslkit.data.images import to_pil
 from zslkit.data.pairs import Pairs
 from zslkit.encoders.dual import DualEncoder, build_dual_encoder
 from zslkit.evaluation.retrieval import embed_batch
+from zslkit.kernels.reading import numbers
 from zslkit.targets import target_statistics
 from zslkit.zeroshot.class_bank import build_class_bank
 from zslkit.zeroshot.models.protocol import as_model
@@ -180,6 +181,8 @@ def teacher_of(run_or_config: Run | RunConfig) -> tuple[DualEncoder, str]:
         student = build_dual_encoder(run_or_config)
         if run_or_config.needs_teacher and run_or_config.teacher == "frozen":
             return build_teacher(student, run_or_config).model, ""
+        if run_or_config.projection == "none":
+            return student.eval(), "Nothing is trained yet: this is the checkpoint as it came."
         return student.eval(), (
             "Nothing is trained yet: the projections are random, and so are image–caption "
             "similarities. What these targets say about the captions means nothing."
@@ -248,7 +251,7 @@ def target_table(targets: Tensor, captions: Sequence[str], n_others: int = 3) ->
         order = row.argsort(descending=True, stable=True).tolist()
         best = [j for j in order if j != i and row[j] > 0][:n_others]
         others = [(captions[j], row[j].item()) for j in best]
-        statistics = target_statistics(row[None], offset=i)
+        statistics = numbers(target_statistics(row[None], offset=i))
         rows.append({"caption": caption, **statistics, "others": others})
     return DataFrame(rows)
 

@@ -32,6 +32,7 @@ def build_towers(
     for name in (getattr(config, f"{side}_encoder"), *others):
         keys = (f"{side}_encoder", f"{side}_weights", f"{side}_tower")
         changes = dict(zip(keys, (name, weights, "train"), strict=True)) if towers else {}
+        changes["projection"] = "linear"  # other towers share no space; projections are not kept
         model = build_dual_encoder(config.model_copy(update=changes))
         towers.setdefault(name, getattr(model, f"{side}_tower"))
     return towers

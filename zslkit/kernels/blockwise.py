@@ -107,7 +107,7 @@ def blockwise_loss(
     progress: float = 0.0,
     trust: Tensor | None = None,
     logit_bias: Tensor | None = None,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Give what :func:`zslkit.objective.training_loss` gives, to rounding, in little memory.
 
     Parameters and returned values are the same. The gradient is ready when the loss is: two
@@ -136,7 +136,7 @@ def blockwise_loss(
         loss, terms = loss + other, torch.cat([terms[:2] + more[:2], terms[2:]])
     terms[2:] /= n
     names = ["contrastive_loss", "distillation_loss", "self_mass", "target_entropy"]
-    values = dict(zip(names, terms.tolist(), strict=True))  # leave the device together
+    values = dict(zip(names, terms.unbind(), strict=True))
     if targets is None:
         return loss, {"contrastive_loss": values["contrastive_loss"]}
     if teacher is not None:
@@ -145,11 +145,11 @@ def blockwise_loss(
 
 
 @torch.no_grad()
-def _agreement(targets: _Targets, teacher: Embedded, n: int, offset: int) -> float:
+def _agreement(targets: _Targets, teacher: Embedded, n: int, offset: int) -> Tensor:
     """Correlate the targets of some rows with the teacher's similarities."""
     guide = teacher.image[:_AGREEMENT_ROWS] @ dist.gather(teacher.text).T
     if targets.left is None:
-        return 0.0  # the same for all other candidates
+        return guide.new_zeros(())  # the same for all other candidates
     some = slice(offset, offset + len(guide))
     few = targets.block(some.start, some.stop).spread(targets.rows[0][some], targets.rows[1])
     few *= targets.soft[0][some, None]
@@ -178,7 +178,7 @@ def _make_targets(
     iterations = config.sinkhorn_iterations if kind == "transport" else 0
     scale = 1 / (config.epsilon if kind == "transport" else config.teacher_temperature)
     own = (image * text).sum(dim=1) - OWN_PAIR_BELOW * config.remove_diagonal
-    bound = scale * float(_bound(left, right))
+    bound = scale * _bound(left, right)
     targets = _Targets(left, right, own, scale, bound, (zeros,) * 2, (zeros,) * 2, (ones,) * 2)
     for iteration in range(iterations + 1):
         targets = _sinkhorn_pass(targets, iteration == 0, iteration == iterations)
@@ -231,7 +231,7 @@ class _Sweep:
         self.terms = x.new_zeros(4, dtype=torch.float64)
         self.none, self.log_weights = y.new_zeros(len(y)), weights.log()
         reach = _bound(x, y)
-        self.bounds = [float(scale * reach) for scale in scales]
+        self.bounds = [float(scale) * reach if math.isfinite(reach) else reach for scale in scales]
 
     def run(self) -> "_Sweep":
         """Go over the blocks twice."""
@@ -364,9 +364,11 @@ def _blocks(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, n_rows)
 
 
-def _bound(x: Tensor, y: Tensor) -> Tensor:
-    """Bound the absolute values of x @ y.T."""
-    return x.norm(dim=1).max() * y.norm(dim=1).max()
+def _bound(x: Tensor, y: Tensor) -> float:
+    """Bound the absolute values of x @ y.T; infinite where reading it would wait for a device."""
+    if x.device.type != "cpu":
+        return math.inf  # a second exp costs an accelerator less than to run dry
+    return (x.norm(dim=1).max() * y.norm(dim=1).max()).item()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ Start with ``torchrun --nproc-per-node N -m zslkit train``; one process needs no
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_BUCKET = 1 << 22  # numbers in an exchange of gradients: 16 MB of float32
 
 
 def start(device: torch.device) -> None:
@@ -53,15 +55,37 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its mean over processes.
 
     With :func:`gather`'s summed backward this is the gradient of the mean loss, no more by a
-    factor of the world size.
+    factor of the world size. Gradients travel in buckets, a bucket while the next one is packed.
+    torch's DistributedDataParallel starts its exchanges during a backward pass and expects one
+    pass for each step; a batch in chunks has several, and every pass exchanges embeddings and
+    BatchNorm's moments itself.
     """
     if world_size() == 1:
         return
+    waiting = []
+    for bucket in _buckets(parameters):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        waiting.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, exchange in waiting:
+        exchange.wait()
+        parts = (flat / world_size()).split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Group gradients of one type up to some megabytes: small exchanges wait for each other."""
+    bucket, size = [], 0
     for parameter in parameters:
         if parameter.grad is None:  # every process must take part in every exchange
             parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world_size()
+        if bucket and (size > _BUCKET or bucket[0].dtype != parameter.dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter.grad)
+        size += parameter.numel()
+    if bucket:
+        yield bucket
 
 
 def smallest(count: int) -> int:

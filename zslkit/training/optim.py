@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zslkit.config import OptimisationSettings
 
@@ -46,9 +46,9 @@ def set_learning_rate(
     return rate
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> float:
-    """Scale gradients down to a global norm; return the norm they had."""
-    return nn.utils.clip_grad_norm_(list(parameters), largest or math.inf).item()
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
+    """Scale gradients down to a global norm; return the norm they had, on their device."""
+    return nn.utils.clip_grad_norm_(list(parameters), largest or math.inf)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

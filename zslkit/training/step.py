@@ -1,10 +1,14 @@
 """One step: embed a batch, whole or in chunks, and carry the loss's gradients back."""
 
+from contextlib import nullcontext
+
 import torch
 
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import DualEncoder
+from zslkit.kernels.batchnorm import normalises_over_batch, synchronised
 from zslkit.kernels.blockwise import blockwise_loss, fits
+from zslkit.kernels.recompute import recomputing
 from zslkit.objective import Embedded, training_loss
 from zslkit.teacher import Teacher
 from zslkit.training import dist
@@ -19,13 +23,16 @@ def backward(
     config: RunConfig,
     progress: float,
     trust: torch.Tensor | None = None,
-) -> tuple[float, dict[str, float]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Add the gradients of one batch to the parameters; return the loss and its terms.
+
+    These stay on the device: to read one is to wait for it.
 
     With ``accumulation`` above 1 the batch is embedded in chunks without gradients, the loss of
     the whole batch gives the gradient of each embedding, and each chunk is embedded again to
     carry it on. Only one chunk's activations are in memory, every negative counts, and the
-    scales get their gradient once. Random numbers repeat; BatchNorm statistics move once.
+    scales get their gradient once. Random numbers repeat. A model that normalises over the batch
+    is embedded whole, over all processes, and makes its blocks' activations again instead.
 
     References
     ----------
@@ -44,12 +51,13 @@ def backward(
     # exact either way; below some thousand pairs the written-out matrices are small and quicker
     objective = blockwise_loss if fits(config, len(batch)) else training_loss
     chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
-    if len(chunks) == 1:
-        with autocast(config, device):
-            student = encode(model, batch)
-        loss, terms = objective(student, guide, *scales, config, progress, trust, bias)
-        loss.backward()
-        return loss.item(), terms
+    if len(chunks) == 1 or normalises_over_batch(model):
+        with nullcontext() if len(chunks) == 1 else recomputing(model):
+            with autocast(config, device), synchronised():
+                student = encode(model, batch)
+            loss, terms = objective(student, guide, *scales, config, progress, trust, bias)
+            loss.backward()
+        return loss.detach(), terms
 
     seeds = torch.randint(2**62, (len(chunks),)).tolist()
 
@@ -71,4 +79,4 @@ def backward(
     gradients = zip(*(side.grad.split(size) for side in whole), strict=True)
     for chunk, seed, gradient in zip(chunks, seeds, gradients, strict=True):
         torch.autograd.backward(list(encode_chunk(chunk, seed)), list(gradient))
-    return loss.item(), terms
+    return loss.detach(), terms

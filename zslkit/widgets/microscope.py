@@ -14,6 +14,7 @@ from zslkit.data.kinds import SOFT_TARGETS
 from zslkit.data.pairs import Pairs
 from zslkit.evaluation.explore import target_table, teacher_of
 from zslkit.evaluation.retrieval import embed_batch
+from zslkit.kernels.reading import numbers
 from zslkit.objective import soft_targets
 from zslkit.targets import target_agreement, target_statistics
 from zslkit.training.coach import judge_targets
@@ -105,13 +106,13 @@ class SoftLabelMicroscope(Live):
         table.insert(0, "key", [str(self._pairs.keys[i]) for i in rows])
         table.insert(0, "row", rows)
         agreement = target_agreement(targets, embedded.image @ embedded.text.T)
-        statistics = target_statistics(targets) | {"target_agreement": agreement}
+        statistics = numbers(target_statistics(targets) | {"target_agreement": agreement})
         alarms = [*judge_targets(statistics, config, len(rows)).values()]
         result = {"targets": targets, "table": table, "alarms": alarms, "jpegs": jpegs}
         return result, words.strip()
 
     def _html(self, targets: Tensor, table: pd.DataFrame, alarms: list, jpegs: list) -> str:
-        mean, uniform = target_statistics(targets), math.log(len(table))
+        mean, uniform = numbers(target_statistics(targets)), math.log(len(table))
         shares, pairs = targets[:SHOWN, :SHOWN].tolist(), table[:SHOWN].to_dict("records")
         facts = alarms, mean, uniform, pairs, jpegs, shares, len(table)
         return str(PAGE.microscope(*facts, csv_base64(table)))

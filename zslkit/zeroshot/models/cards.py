@@ -7,15 +7,31 @@ import torch
 
 from zslkit.report.cards import card_markdown
 
-_USE = """
-```python
-import zslkit as zk
+_OURS = "import zslkit.zeroshot.models.hugging_face  # registers the class; pip install zslkit\n"
+_USES = {
+    "zslkit": """import zslkit as zk
 
 model = zk.from_pretrained("{name}")
 classifier = zk.ZeroShotClassifier(model, ["a dog", "a cat"])
-print(classifier.predict("photo.jpg", k=2))
-```
-"""
+print(classifier.predict("photo.jpg", k=2))""",
+    "transformers": """{ours}from transformers import pipeline
+
+namer = pipeline("zero-shot-image-classification", "{name}")
+print(namer("photo.jpg", candidate_labels=["a dog", "a cat"]))""",
+    "sentence-transformers": """{ours}from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}")
+print(model.encode(["a dog", "a cat"]) @ model.encode(Image.open("photo.jpg")))""",
+    "open_clip": """import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
+tokenizer = open_clip.get_tokenizer("local-dir:{name}")""",
+    "onnx": """# python example.py photo.jpg; it needs onnxruntime, numpy and pillow
+from example import embed_images
+
+print(embed_images(["photo.jpg"]))""",
+}
 
 _LIMITS = """
 - The classes are the words that it is asked with; among wrong ones it still names the nearest.
@@ -28,7 +44,12 @@ _LIMITS = """
 
 
 def model_card(
-    model: Any, saved: Mapping[str, Any], run: Mapping[str, Any] | None, name: str
+    model: Any,
+    saved: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
+    name: str,
+    format: str = "zslkit",
+    stock: bool = False,
 ) -> str:
     """Write ``README.md`` of a saved model.
 
@@ -40,13 +61,17 @@ def model_card(
         What ``run.json`` holds: metrics with intervals, origin.
     name : str
         Title.
+    format : str
+        Of the export: whose library reads it.
+    stock : bool
+        Whether that library reads it without us.
     """
     import yaml
 
     config = saved.get("config") or {}
     data = _data_of(config)
     block = {
-        "library_name": "zslkit",
+        "library_name": format,
         "pipeline_tag": "zero-shot-image-classification",
         "license": "other",
         "license_name": "terms-of-data-and-towers",
@@ -61,7 +86,8 @@ def model_card(
     parts = [f"---\n{head}---\n", f"# {name}\n", _towers(model, saved)]
     if data:
         parts.append(f"## Data\n\n{data['title']}. Licence: {data['licence']}\n")
-    parts += [f"## Use\n{_USE.format(name=name)}", f"## Limits\n{_LIMITS}"]
+    use = _USES[format].format(name=name, ours="" if stock else _OURS)
+    parts += [f"## Use\n\n```python\n{use}\n```\n", f"## Limits\n{_LIMITS}"]
     if run:
         parts.append(card_markdown(run).replace("\n## ", "\n### ").replace("# Run card", "## Run"))
     return "\n".join(parts)

@@ -103,9 +103,11 @@ def class_names(
 
 def export(
     model: Model,
-    folder: Annotated[Path, typer.Argument(help="New folder to write.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to write: new, empty or of an earlier export.")
+    ],
     format: Annotated[
-        str, typer.Option(help="zslkit, transformers, sentence-transformers or onnx.")
+        str, typer.Option(help="zslkit, transformers, sentence-transformers, open_clip or onnx.")
     ] = "zslkit",
     photos: Annotated[
         Texts,

@@ -96,17 +96,35 @@ def tokenizer_of(model: Any) -> tuple[Any, int | None]:
     tokenizer = getattr(model.text_tower, "tokenizer", None)
     if hasattr(tokenizer, "padding"):  # a CLIP or SigLIP of transformers
         return tokenizer.tokenizer, tokenizer.length if tokenizer.padding is not True else None
-    if not hasattr(tokenizer, "save_pretrained"):
+    if hasattr(tokenizer, "context_length"):  # of open_clip
+        return tokenizer, tokenizer.context_length
+    return transformers_tokenizer(model), None
+
+
+def transformers_tokenizer(model: Any) -> Any:
+    """Find the tokenizer of a text tower for other tools to load.
+
+    Raises
+    ------
+    ValueError
+        If it is none of transformers.
+    """
+    tokenizer = getattr(model.text_tower, "tokenizer", None)
+    tokenizer = tokenizer.tokenizer if hasattr(tokenizer, "padding") else tokenizer
+    if not hasattr(tokenizer, "model_max_length"):
         name = getattr(model.text_tower, "name", "small")
         raise ValueError(
             f"text_encoder={name!r}: its texts are not read by a tokenizer of transformers; "
-            "export it with --format zslkit"
+            "export it with --format zslkit, or what open_clip made also as open_clip or onnx"
         )
-    return tokenizer, None
+    return tokenizer
 
 
 def tokens_of(tokenizer: Any, texts: list[str], length: int, full: bool) -> tuple:
     """Tokenize texts: ids and mask, both (B, L) int64."""
+    if hasattr(tokenizer, "context_length"):  # of open_clip: padded to the full length, no mask
+        ids = tokenizer(texts).numpy().astype(np.int64)
+        return ids, np.ones_like(ids)
     options = {"truncation": True, "max_length": length, "return_tensors": "np"}
     found = tokenizer(texts, padding="max_length" if full else True, **options)
     ids = found["input_ids"].astype(np.int64)
@@ -124,6 +142,8 @@ def _export(module: nn.Module, inputs: tuple, path: Path, shapes: dict) -> None:
 
 def _word_pieces(tokenizer: Any) -> list[str]:
     """Give the vocabulary of a BERT tokenizer in the order of its numbers; else nothing."""
+    if hasattr(tokenizer, "context_length"):
+        return []
     if "bert" not in type(tokenizer).__name__.lower() and not {"[CLS]", "[SEP]", "[UNK]"} <= set(
         tokenizer.get_vocab()
     ):

@@ -115,11 +115,11 @@ def _transformers(name: str, source: str, weights: str, field: str) -> Parts:
                 f"{field}={name!r}: a {config.model_type} model; {' and '.join(_HF_KINDS)} "
                 "checkpoints can be loaded, others as a class of your own with the four names"
             )
+        options = {"dtype": torch.float32, "trust_remote_code": False}
         if weights == "pretrained":
-            options = {"dtype": torch.float32, "trust_remote_code": False}
             clip = AutoModel.from_pretrained(source, **options)
         else:
-            clip = AutoModel.from_config(config, trust_remote_code=False)
+            clip = AutoModel.from_config(config, **options)
         processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except OSError as error:

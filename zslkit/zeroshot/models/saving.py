@@ -1,6 +1,7 @@
 """A model as a folder that needs nothing else: weights, configuration, tokenizer, classes, card."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Saves:
         Parameters
         ----------
         folder : path
-            Made if it is not there.
+            Made if it is not there; what an earlier save left in it is replaced.
         class_bank : ClassBank, optional
             Classes to be recognised without the text encoder; those of the model else.
         run : mapping, optional
@@ -49,6 +50,11 @@ class Saves:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / SAVED).is_file():  # else classes of another model would be read with this one
+            for name in (BANK, "classes.json"):
+                (folder / name).unlink(missing_ok=True)
+            for side in ("image", "text"):
+                shutil.rmtree(folder / side, ignore_errors=True)
         with whole(folder / "model.safetensors") as temporary:
             save_file(plain(self.state_dict()), temporary, {"format": "pt"})
         facts = {"format": _FORMAT, **self._saved_facts(folder)}
@@ -73,6 +79,13 @@ class Saves:
         -------
         str
             Address of the commit.
+
+        Raises
+        ------
+        ValueError
+            If the name is not ACCOUNT/MODEL.
+        OSError
+            If the hub cannot be reached or refuses.
         """
         import tempfile
 
@@ -83,25 +96,39 @@ class Saves:
         with tempfile.TemporaryDirectory() as place:
             folder = self.save_pretrained(Path(place) / name.rpartition("/")[2], **saved)
             hub = huggingface_hub.HfApi()
-            hub.create_repo(name, private=private, exist_ok=True)
-            return str(hub.upload_folder(repo_id=name, folder_path=folder))
+            try:
+                hub.create_repo(name, private=private, exist_ok=True)
+                return str(hub.upload_folder(repo_id=name, folder_path=folder))
+            except Exception as error:  # its errors are of many families; all mean the same here
+                words = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise OSError(
+                    f"name={name!r}: could not be sent to the hub ({words}); save_pretrained "
+                    "writes the same folder here"
+                ) from error
 
     def _saved_facts(self, folder: Path) -> dict[str, Any]:
         """Describe how to build the model again, and save the files that this needs."""
-        config = getattr(self, "config", None)
-        towers = {}
-        for side in ("image", "text"):
-            tower = getattr(self, f"{side}_tower")
-            files = getattr(tower, "files", None)
-            towers[side] = {"name": getattr(tower, "name", "small"), "folder": None}
+        facts = origin(self)
+        for side, tower in facts["towers"].items():
+            files = getattr(getattr(self, f"{side}_tower"), "files", None)
             if files is not None:
                 files.save_into(folder / side)
-                towers[side]["folder"] = side
-        return {
-            "kind": "pretrained" if config is None else "dual",
-            "towers": towers,
-            "config": None if config is None else config.model_dump(mode="json"),
-        }
+                tower["folder"] = side
+        return facts
+
+
+def origin(model: Any) -> dict[str, Any]:
+    """Say which towers a model has and how it was trained."""
+    config = getattr(model, "config", None)
+    towers = {side: getattr(model, f"{side}_tower") for side in ("image", "text")}
+    return {
+        "kind": "pretrained" if config is None else "dual",
+        "towers": {
+            side: {"name": getattr(tower, "name", "small"), "folder": None}
+            for side, tower in towers.items()
+        },
+        "config": None if config is None else config.model_dump(mode="json"),
+    }
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,6 +167,7 @@ def preprocessing(model: Any) -> dict[str, Any]:
         if library == "transformers":
             return own
         squash = own.get("resize_mode") == "squash"
+        facts["resample"] = 2 if own.get("interpolation") == "bilinear" else 3
         sides = {"height": size, "width": size}
         facts |= {"size": sides, "do_center_crop": False} if squash else {}
         mean, std = transform.mean, transform.std
