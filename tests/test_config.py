@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -190,3 +192,18 @@ def test_sources_have_options_of_their_own():
     moved = RunConfig(**{**config.model_dump(), "zeroshot_data_root": "there"})
     assert moved.zeroshot_source == {"data_root": "there", "max_unreadable": 0.05}
     assert moved.source == config.source
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnet5", "image_encoder='resnet5': no such timm encoder; did you mean resnet50"),
+        ("torchvision:resnet5", "no such torchvision encoder; did you mean resnet50"),
+        ("tim:resnet50", "image_encoder='tim:resnet50': must start with torchvision: or timm:"),
+    ],
+)
+def test_an_unknown_image_encoder_is_refused_with_the_settings(name, message):
+    """Once it was found out after the pairs had been opened, cut and shown."""
+    for base in (None, RunConfig()):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            RunConfig.from_parameters({"image_encoder": name}, base=base)

@@ -25,6 +25,9 @@ from zslkit.__main__ import app
 from zslkit.data.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools"))
+import docs_math  # noqa: E402 - of the docs site, in a folder of its own
+
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
 COMMANDS, TEXTS = {"", "bash", "sh"}, {"text", "latex", "json"}
 ELSEWHERE = {f"docs/models-{way}.md": "tests/test_docs_models.py" for way in ("in", "out")}
@@ -246,6 +249,22 @@ def test_formulas_are_those_of_the_kinds():
     assert [kind.name for kind in kinds if f"```latex\n{kind.formula}\n```" not in page] == []
 
 
+def test_formulas_become_mathml():
+    assert docs_math.mathml(r"p_{ij}^2 = \max \text{a b}") == (
+        '<math display="block"><mrow><msubsup><mi>p</mi><mrow><mi>i</mi><mi>j</mi></mrow>'
+        '<mn>2</mn></msubsup><mo>=</mo><mi>max</mi><mspace width="0.17em"/>'
+        "<mtext>a&nbsp;b</mtext></mrow></math>"
+    )
+    for formula, message in (
+        (r"\frac 1 2", r"\frac is not among"),
+        ("e^{x", "a brace is not closed"),
+        ("e}", "a brace closes that none opened"),
+        ("e^", "it ends too early"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            docs_math.mathml(formula)
+
+
 def test_the_citation_is_readable():
     facts = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert facts["version"] == zk.__version__
@@ -277,6 +296,10 @@ def test_the_site_builds_without_a_warning_or_a_network(tmp_path):
     reference = (tmp_path / "site" / "reference" / "data.html").read_text("utf-8")
     assert "open_pairs" in reference
     assert "max_pairs" in reference
+    method = (tmp_path / "site" / "method.html").read_text("utf-8")
+    n_formulas = (ROOT / "docs" / "method.md").read_text("utf-8").count("```latex")
+    assert method.count('<math display="block">') == n_formulas > 8
+    assert "\\sum" not in method
     for path in (tmp_path / "site").rglob("*.html"):
         loaded = re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="([^"]+)"',
                             path.read_text("utf-8"))  # fmt: skip

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 from PIL import Image
 
+import zslkit as zk
 from zslkit.config import RunConfig
 from zslkit.report.cards import load_results
 from zslkit.report.tables import flat
@@ -34,9 +36,11 @@ OWN = {  # parameters that are a notebook's, not a run's
     },
     "05_zero_shot_evaluation": {
         *("run_dir", "prompt_sets", "label_spaces", "label_map", "wordnet", "shots", "n_query"),
-        "describe_with",
+        *("describe_with", "class_names"),
     },
-    "06_embedding_maps": {"run_dir", "image", "classes", "max_images", "max_thumbnails"},
+    "06_embedding_maps": {
+        *("run_dir", "image", "classes", "class_names", "max_images", "max_thumbnails")
+    },
     "07_explore": {"run_dir", "other_run", "class_names", "image", "n_pairs", "max_images"},
     "08_compare_objectives": {
         *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
@@ -327,6 +331,79 @@ def test_maps_compare_the_model_before_and_after_training(trained, tmp_path):
     page = (tmp_path / "06_embedding_maps" / results["extra"]["map"]).read_text()
     assert page.count("data:image/jpeg;base64,") == results["extra"]["thumbnails"] == 5
     assert results["extra"]["classes_in_colour"] == ["redsquare", "purplemoon"]
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory, tiny_settings):
+    """A run as 03 leaves it of pairs of one's own: no labelled images, splits drawn."""
+    folder, rng = tmp_path_factory.mktemp("unlabelled"), np.random.default_rng(0)
+    rows, colours = ["image,caption"], {"red": (220, 40, 40), "blue": (40, 40, 220)}
+    for number in range(60):
+        colour = list(colours)[number % 2]
+        noise = rng.integers(0, 60, (32, 32, 3)) + np.array(colours[colour])
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,a {colour} card with the number {number}")
+    (folder / "cards.csv").write_text("\n".join(rows))
+    settings = tiny_settings | {"manifest": str(folder / "cards.csv"), "zeroshot_manifest": None}
+    settings |= {"split_shares": {"train": 0.5, "test": 0.5}, "max_steps": 2}
+    config = RunConfig(**settings, output_dir=str(folder / "run"))
+    zk.train(config)
+    return config
+
+
+def test_images_without_labels_are_named_by_their_captions(unlabelled):
+    """Each an own class, or words in the captions; 05 and 06 once refused such a run."""
+    pairs, words = zk.evaluation.images_to_name(unlabelled)
+    assert pairs.class_names == tuple(group[0] for group in pairs.captions)
+    assert pairs.labels.tolist() == list(range(len(pairs)))
+    assert "each image is a class of its own" in words
+    run = zk.load_run(unlabelled.output_dir)
+    plain = unlabelled.model_copy(update={"prompt_templates": "none"})
+    result = zk.evaluation.rank_labelled_images(run.model, plain, pairs=pairs)
+    named = zk.evaluation.zeroshot_metrics(result)["hit@1"]["value"]
+    recall = zk.evaluation.evaluate_retrieval(run.model, plain)["image_to_text"]["recall@1"]
+    assert named == recall["value"]  # naming an image by its own caption is retrieval
+    pairs, words = zk.evaluation.images_to_name(unlabelled, ["red", "blue", "green"])
+    assert pairs.class_names == ("red", "blue", "green")
+    assert all(f"a {pairs.class_names[p.label]} card" in p.captions[0] for p in pairs)
+    assert words.endswith(f"{len(pairs)} of {len(pairs)} images name just one")
+    few, words = zk.evaluation.images_to_name(unlabelled, ["red", "number"])
+    assert {p.label for p in few} == {1}  # the red ones name both, and are left out
+    assert len(few) < len(pairs)
+    with pytest.raises(
+        ValueError, match=r"the captions of 0 of \d+ images of split 'test' of cards"
+    ):
+        zk.evaluation.images_to_name(unlabelled, ["imagenet1k"])
+    labelled = RunConfig(zeroshot_manifest="toy")
+    with pytest.raises(ValueError, match="the classes of zeroshot_manifest='toy' are its own"):
+        zk.evaluation.images_to_name(labelled, ["red"])
+
+
+def test_a_run_without_labelled_images_is_evaluated(unlabelled, tmp_path):
+    settings = {"run_dir": unlabelled.output_dir, "class_names": ["red", "blue"]}
+    settings |= {"label_spaces": ["own"], "n_query": 1, "shots": [1], "prompt_sets": ["none"]}
+    results = run("05_zero_shot_evaluation", tmp_path, **settings)
+    assert_sound(results)
+    assert results["metrics"]["zeroshot"]["hit@1"]["chance"] == 0.5
+    assert "name just one" in results["extra"]["truth"]
+    assert "name just one" in results["headline"]["sentence"]
+
+
+def test_a_run_without_labelled_images_is_mapped(unlabelled, tmp_path):
+    settings = {"run_dir": unlabelled.output_dir, "max_thumbnails": 4}
+    results = run("06_embedding_maps", tmp_path, **settings)
+    assert_sound(results)
+    hit = results["metrics"]["hit@1"]["after training"]
+    assert hit["chance"] == pytest.approx(1 / hit["n"])
+    assert results["metrics"]["precision@10"] == {}  # no class has two images
+    assert "class of its own" in results["headline"]["sentence"]
+
+
+def test_a_run_without_labelled_images_is_explored(unlabelled, tmp_path):
+    settings = {"run_dir": unlabelled.output_dir, "n_pairs": 4, "max_images": 6}
+    results = run("07_explore", tmp_path, **settings)
+    assert_sound(results)
+    assert results["extra"]["first class"] in zk.load_label_space("imagenet1k").class_names
 
 
 def test_ablation_sweeps_temperatures_between_two_limits(tmp_path, tiny):

@@ -27,9 +27,9 @@ from zslkit.encoders.dual import build_dual_encoder
 from zslkit.report.checkpoints import checkpoint_at, latest_checkpoint, to_remove
 from zslkit.report.run_folder import (
     RunFacts,
+    config_of_run,
     history_hash,
     read_history,
-    read_settings,
     recorded_facts,
     run_facts,
 )
@@ -219,7 +219,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
             f"run_dir={str(run_dir)!r}: no run with a checkpoint here; "
             "give the output_dir of a finished training run"
         )
-    config = RunConfig(**read_settings(run_dir))
+    config = config_of_run(run_dir)
     # The checkpoint holds all tensors of a tower that trained: no pretrained ones are needed.
     needless = {f"{kind}_weights": "none" for kind in ("image", "text")
                 if getattr(config, f"{kind}_tower") == "train"}  # fmt: skip

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -222,8 +224,10 @@ def test_image_folders_with_metadata_by_split(tmp_path):
         rows = [(f"{n}.png", f"photo {n}") for n in numbers]
         table = pd.DataFrame(rows, columns=["file_name", "text"])
         table.to_csv(folder / "metadata.csv", index=False)
-    sizes = {s: len(open_pairs(tmp_path / "set", s)) for s in ("train", "dev")}
-    assert sizes == {"train": 8, "dev": 4}
+    # where nothing is called test, what validates is what a run is measured on
+    sizes = {s: len(open_pairs(tmp_path / "set", s)) for s in ("train", "test")}
+    assert sizes == {"train": 8, "test": 4}
+    assert "dev" not in load_manifest(tmp_path / "set").splits
 
 
 def test_folder_of_tar_shards(photos, tmp_path):
@@ -386,6 +390,61 @@ def test_a_format_is_added_from_outside(photos, tmp_path, monkeypatch):
     content |= {"splits": {"train": {"source": "mine.lines"}}}
     (photos / "mine.json").write_text(json.dumps(content))
     assert_whole(open_pairs(photos / "mine.json"), 1)
+
+
+@pytest.mark.parametrize("by_split", [False, True])
+def test_folders_of_save_to_disk(photos, tmp_path, by_split):
+    data = dataset(photos)
+    if by_split:
+        data = data.train_test_split(test_size=4, seed=0)
+    data.save_to_disk(tmp_path / "saved")
+    if by_split:
+        sizes = {split: len(open_pairs(tmp_path / "saved", split)) for split in ("train", "test")}
+        assert sizes == {"train": 8, "test": 4}
+    else:
+        assert_whole(open_pairs(tmp_path / "saved"))
+    path = write_manifest(load_manifest(tmp_path / "saved"), tmp_path / "mine.json")
+    assert len(open_pairs(path, "train")) > 0
+
+
+def test_folders_of_save_to_disk_say_what_reads_them(tmp_path, monkeypatch):
+    (tmp_path / "state.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="package datasets, which is not installed"):
+        open_pairs(tmp_path)
+
+
+def test_the_folders_of_coco(frame, photos, tmp_path):
+    write_coco(frame[:16], tmp_path).rename(tmp_path / "annotations" / "captions_train2017.json")
+    (tmp_path / "annotations" / "instances_val2017.json").write_text("{}")
+    (tmp_path / "val").mkdir()
+    rest = write_coco(frame[16:], tmp_path / "val")
+    rest.rename(tmp_path / "annotations" / rest.name)
+    for split, numbers in (("train2017", range(8)), ("val2017", range(8, N))):
+        (tmp_path / split).mkdir()
+        for n in numbers:
+            (photos / f"{n:02}.jpg").rename(tmp_path / split / f"{n:02}.jpg")
+    shutil.rmtree(photos)
+    shutil.rmtree(tmp_path / "val")
+    sizes = {split: len(open_pairs(tmp_path, split)) for split in ("train", "test")}
+    assert sizes == {"train": 8, "test": 4}
+    assert open_pairs(tmp_path, "test")[0].captions == tuple(captions_of(8))
+
+
+def test_links_that_img2dataset_could_not_follow_are_no_rows(frame, photos, tmp_path):
+    """Its Parquet keeps them without an image: once they counted against max_unreadable."""
+    status = ["success"] * 7 + ["failed_to_download"] * 3 + ["failed_to_resize"] * 2
+    images = [(photos / f"{n:02}.jpg").read_bytes() if n < 7 else None for n in range(N)]
+    facts = {"jpg": images, "caption": [captions_of(n)[0] for n in range(N)], "status": status}
+    pd.DataFrame(facts).to_parquet(tmp_path / "00000.parquet")
+    pairs = open_pairs(tmp_path / "00000.parquet")
+    assert len(pairs) == 7
+    assert pairs.understood[1].endswith("left out: 5 links that img2dataset could not follow")
+    table = pd.DataFrame({"image": [f"{n:02}.jpg" for n in range(N)], "caption": facts["caption"]})
+    table.assign(status=status).to_csv(tmp_path / "mine.csv", index=False)
+    assert open_pairs(tmp_path / "mine.csv").notes == pairs.notes
+    table.assign(status="married").to_csv(tmp_path / "other.csv", index=False)
+    assert len(open_pairs(tmp_path / "other.csv")) == N
 
 
 def test_a_set_that_names_one_split_gets_others(photos, tmp_path):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from zslkit.config import RunConfig
 from zslkit.data.manifests import load_manifest
 from zslkit.data.pairs import open_pairs
 from zslkit.data.splits import difference_hash, group_near, rows_of_share
@@ -53,6 +54,22 @@ def test_a_share_stays_where_it_is_when_images_are_added(tmp_path):
     before = split_of(table(tmp_path, 60))
     after = split_of(table(tmp_path, 90))
     assert before.items() <= after.items()
+
+
+def test_where_a_set_was_cut_is_kept_in_the_cache(tmp_path, monkeypatch):
+    """The second opening, in another process, does not look through the images again."""
+    path, cache = table(tmp_path, 30), tmp_path / "cache"
+    first = open_pairs(path, "train", cache_dir=cache).keys.tolist()
+    assert len(list(cache.glob("splits-*.npy"))) == 1
+    monkeypatch.setattr("zslkit.data.splits._KNOWN", {})
+    monkeypatch.setattr("zslkit.data.splits._look", None)
+    assert open_pairs(path, "train", cache_dir=cache).keys.tolist() == first
+    assert (
+        open_pairs(path, "train", **RunConfig(cache_dir=str(cache)).source).keys.tolist() == first
+    )
+    (tmp_path / "3.jpg").write_bytes(packed(picture(3, (190, 180))))  # another image is seen
+    with pytest.raises(TypeError):
+        open_pairs(path, "train", cache_dir=cache)
 
 
 def test_shares_and_seed_can_be_chosen(tmp_path):

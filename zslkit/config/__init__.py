@@ -16,6 +16,7 @@ from zslkit.config.sections import (
     RunSettings,
 )
 from zslkit.data.strict import check_names, explain, nearest
+from zslkit.data.towers import check_image_encoder
 
 __all__ = [
     "PRESETS",
@@ -98,10 +99,14 @@ class RunConfig(RunSettings, OptimisationSettings, ObjectiveSettings, ModelSetti
         check_names(changes, known, "parameter")
         try:
             if base is None:
-                return cls.preset(changes.pop("preset", "toy"), **changes)
-            return cls(**{**base.model_dump(), **changes})
+                config = cls.preset(changes.pop("preset", "toy"), **changes)
+            else:
+                config = cls(**{**base.model_dump(), **changes})
         except ValidationError as error:
             raise ValueError(explain(error)) from None
+        if "image_encoder" in changes:  # said before the first image is read
+            check_image_encoder(config.image_encoder)
+        return config
 
 
 def _read_presets() -> dict[str, dict[str, Any]]:

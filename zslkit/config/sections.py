@@ -94,7 +94,9 @@ class DataSettings(_Section):
     def source(self) -> dict[str, Any]:
         """Options under which ``open_pairs`` reads ``manifest``."""
         names = ("data_root", "image_field", "caption_field", "split_shares", "max_unreadable")
-        return {name: getattr(self, name) for name in names}
+        # where the splits of a set were drawn lies among the features of its images
+        cache = {"cache_dir": getattr(self, "cache_dir", None)}
+        return {name: getattr(self, name) for name in names} | cache
 
     @property
     def zeroshot_source(self) -> dict[str, Any]:

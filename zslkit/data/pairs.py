@@ -149,6 +149,19 @@ class Pairs(Shown, Sequence):
         )
         return part
 
+    def with_classes(self, labels: Sequence[int], class_names: Sequence[str]) -> "Pairs":
+        """Give the same images with classes of their own: ``labels`` (N,), numbers of names."""
+        part = self._take(np.arange(len(self)))
+        part.labels = np.asarray(labels, dtype=np.int64)
+        part.class_names = part.class_ids = tuple(class_names)
+        places = np.arange(len(self) + 1)
+        part.positives, part.negatives = Groups(part.labels, places[:-1], places[1:]), None
+        return part
+
+    def take(self, rows: Sequence[int]) -> "Pairs":
+        """Give the images at these places."""
+        return self._take(np.asarray(rows, dtype=np.int64))
+
     def reviewed(self, decisions: Iterable[Decision]) -> "Pairs":
         """Give the pairs as people decided on their captions; see :mod:`zslkit.data.review`.
 
@@ -260,6 +273,7 @@ def open_pairs(
     image_field: str | None = None,
     caption_field: str | None = None,
     split_shares: Mapping[str, float] | None = None,
+    cache_dir: str | Path | None = None,
     quiet: bool = False,
 ) -> Pairs:
     """Open one split of a data set, or of any file, folder or object with images and captions.
@@ -289,6 +303,8 @@ def open_pairs(
         Share of images that may be missing or without caption; they are left out.
     image_field, caption_field, split_shares
         See :func:`zslkit.data.manifests.load_manifest`.
+    cache_dir : path, optional
+        Keeps where splits were drawn, so that the images are looked through once.
     quiet : bool
         Do not say how a source without a manifest was understood; ``Pairs.understood`` does.
 
@@ -310,7 +326,7 @@ def open_pairs(
         raise ValueError(f"caption_noise={caption_noise} must lie between 0 and 1")
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs={max_pairs} must be at least 1, or None for all")
-    source, rows = _open_source(manifest, split, manifest.data_root)
+    source, rows = _open_source(manifest, split, manifest.data_root, cache_dir)
     n_listed = len(source.keys) + len(source.skipped)
     check_broken(source.skipped, n_listed, max_unreadable, source.faults)
     if len(rows) == 0:
@@ -335,7 +351,9 @@ def default_split(manifest: Manifest) -> str:
     return next((name for name in order if name in manifest.splits), next(iter(manifest.splits)))
 
 
-def _open_source(manifest: Manifest, split: str, root: Path) -> tuple[Source, np.ndarray]:
+def _open_source(
+    manifest: Manifest, split: str, root: Path, cache_dir: str | Path | None = None
+) -> tuple[Source, np.ndarray]:
     """Read a split in the layout that is there; give it and the rows that belong to the split."""
     found = manifest.as_found(root)
     if split not in found.splits:
@@ -357,8 +375,9 @@ def _open_source(manifest: Manifest, split: str, root: Path) -> tuple[Source, np
     from zslkit.data.splits import positions_of, rows_of_share
 
     everything = np.arange(len(source.keys))
-    key = _sha256(chain((str(root), manifest.name), source.keys), source.stamp(everything))
-    positions = positions_of(key, manifest.split_seed, source)
+    named = (str(root), manifest.name, *chosen.paths)
+    key = _sha256(chain(named, source.keys), source.stamp(everything))
+    positions = positions_of(key, manifest.split_seed, source, cache_dir)
     shares = [other.share for other in found.splits.values() if other.share is not None]
     return source, rows_of_share(positions, shares, shares.index(chosen.share))
 

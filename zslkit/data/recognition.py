@@ -43,6 +43,8 @@ def recognise(
             f"are {', '.join(RECOGNISERS)}: see docs/formats.md"
         )
     splits = dict(found.splits) if len(found.splits) > 1 else {}  # one, such as train, splits none
+    if "dev" in splits and "test" not in splits:  # it is then what a run is measured on
+        splits["test"] = splits.pop("dev")
     if splits and split_shares:
         raise ValueError(
             f"split_shares={dict(split_shares)}: {str(source)!r} names its own splits, "

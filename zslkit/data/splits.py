@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from zslkit.data.files import whole
 from zslkit.data.source import Source
 
 MAX_LOOKED_AT = 50_000
@@ -99,12 +101,25 @@ def difference_hash(data: bytes) -> int:
     return int(np.packbits(small[:, 1:] > small[:, :-1]).view(">u8")[0])
 
 
-def positions_of(key: str, seed: int, source: Source) -> np.ndarray:
-    """Give :func:`split_positions`, once for the train, dev and test splits that are opened."""
+def positions_of(
+    key: str, seed: int, source: Source, cache_dir: str | Path | None = None
+) -> np.ndarray:
+    """Give :func:`split_positions`, once for the train, dev and test splits that are opened.
+
+    ``key`` tells one set of images from another; by it ``cache_dir`` keeps them for later.
+    """
     if (key, seed) not in _KNOWN:
         while len(_KNOWN) >= 8:
             del _KNOWN[next(iter(_KNOWN))]
-        _KNOWN[key, seed] = split_positions(source, seed)
+        path = Path(cache_dir) / f"splits-{key[:32]}-{seed}.npy" if cache_dir is not None else None
+        if path is not None and path.is_file():
+            _KNOWN[key, seed] = np.load(path)
+        else:
+            _KNOWN[key, seed] = split_positions(source, seed)
+            if path is not None and source.has_files and source.scenes is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, _KNOWN[key, seed])
     return _KNOWN[key, seed]
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,21 +62,27 @@ def plurals(name: Sequence[str]) -> set[tuple[str, ...]]:
     return {(*head, form) for form in forms}
 
 
-def count_mentions(captions: Iterable[Sequence[str]], class_names: Sequence[str]) -> dict[str, int]:
-    """Count the captions that name each class: whole words, any case, also plural or possessive.
-
-    A class whose count is 0 was never named, though a synonym may have been.
-    """
+def mentions(captions: Iterable[Sequence[str]], class_names: Sequence[str]) -> Iterator[set[str]]:
+    """Give for every caption the classes that it names, as :func:`count_mentions` counts them."""
     classes_of = defaultdict(set)
     for name in class_names:
         for form in plurals(words(name)):
             classes_of[form].add(name)
     longest = max(map(len, classes_of), default=0)
-    counts = dict.fromkeys(class_names, 0)
     for tokens in (words(text) for group in captions for text in group):
         ends = range(1, longest + 1)
         parts = {tuple(tokens[i : i + n]) for i in range(len(tokens)) for n in ends}
-        for name in set().union(*(classes_of[part] for part in parts & classes_of.keys())):
+        yield set().union(*(classes_of[part] for part in parts & classes_of.keys()))
+
+
+def count_mentions(captions: Iterable[Sequence[str]], class_names: Sequence[str]) -> dict[str, int]:
+    """Count the captions that name each class: whole words, any case, also plural or possessive.
+
+    A class whose count is 0 was never named, though a synonym may have been.
+    """
+    counts = dict.fromkeys(class_names, 0)
+    for names in mentions(captions, class_names):
+        for name in names:
             counts[name] += 1
     return counts
 

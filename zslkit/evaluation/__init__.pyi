@@ -15,6 +15,7 @@ from . import retrieval as retrieval
 from . import stream as stream
 from . import suspects as suspects
 from . import towers as towers
+from . import truth as truth
 from .certificate import Certificate as Certificate
 from .certificate import Deviation as Deviation
 from .certificate import certify_gradients as certify_gradients
@@ -96,3 +97,5 @@ from .towers import activation_bytes as activation_bytes
 from .towers import build_towers as build_towers
 from .towers import measure_cache as measure_cache
 from .towers import tower_facts as tower_facts
+from .truth import LISTS as LISTS
+from .truth import images_to_name as images_to_name

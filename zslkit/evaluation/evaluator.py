@@ -62,6 +62,7 @@ def rank_labelled_images(
     manifest: str | None = None,
     split: str | None = None,
     k: int = 5,
+    pairs: Pairs | None = None,
 ) -> ZeroShotResult:
     """Rank the classes of a labelled set for each of its images.
 
@@ -71,14 +72,17 @@ def rank_labelled_images(
         ``config.zeroshot_manifest`` and ``config.zeroshot_split`` when not given.
     k : int
         Classes kept for each image; all, if there are fewer.
+    pairs : Pairs, optional
+        Labelled images at hand, such as those of :func:`~zslkit.evaluation.images_to_name`.
 
     Raises
     ------
     ValueError
         If the set has no labels.
     """
-    asked = {"zeroshot_manifest": manifest, "zeroshot_split": split}
-    pairs = labelled_images(config.model_copy(update={k: v for k, v in asked.items() if v}))
+    if pairs is None or pairs.labels is None:  # the latter says what is wrong
+        asked = {"zeroshot_manifest": manifest, "zeroshot_split": split}
+        pairs = labelled_images(config.model_copy(update={k: v for k, v in asked.items() if v}))
     images, readable = embed_images(model, pairs, config)
     bank = build_class_bank(model, pairs.class_names, config.prompt_templates)
     scores, indices = rank_classes(images, bank, min(k, len(pairs.class_names)))

@@ -69,9 +69,9 @@ def _config_of(run_dir: str) -> RunConfig:
             f"run_dir={run_dir!r}: no run with a configuration here; "
             "give the output_dir of a finished training run"
         )
-    from zslkit.report.run_folder import read_settings  # late, it needs torch
+    from zslkit.report.run_folder import config_of_run  # late: it imports torch
 
-    return RunConfig(**read_settings(Path(run_dir)))
+    return config_of_run(run_dir)
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 from zslkit.config import RunConfig
 from zslkit.data.files import json_text, write_text
 from zslkit.data.locks import locked
+from zslkit.data.manifests import list_manifests
 from zslkit.data.review import checksum
 from zslkit.data.sealed import sealed_text, spoilt, write_noted
 from zslkit.report.inputs import NAME as INPUTS
@@ -33,7 +35,11 @@ FREE_TO_CHANGE = {
     *("prompt_templates", "review"),  # what a review holds is compared, not its path
 }
 _RUN_FILES = ("metrics.jsonl", "run.json", "card.md", "tensorboard", "checkpoints", "config.json")
-_RUN_FILES += ("review.json", INPUTS, "checksums.json")
+_RUN_FILES += ("review.json", "places.json", INPUTS, "checksums.json")
+
+# Settings that may name a file or folder; relative ones start from where the run was started.
+_PLACES = ("manifest", "zeroshot_manifest", "data_root", "zeroshot_data_root", "image_weights")
+_PLACES += ("teacher_run", "caption_noise_file", "cache_dir", "review")
 
 
 @dataclass
@@ -144,6 +150,8 @@ def _prepare(
             for name in earlier:
                 (run_dir / name).rename(aside / name)
         texts = {run_dir / "config.json": json_text(config.model_dump(mode="json"))}
+        places = {"run_dir": str(run_dir.resolve()), "started_in": str(Path.cwd())}
+        texts[run_dir / "places.json"] = json_text(places)
         if config.review is not None:
             texts[run_dir / "review.json"] = Path(config.review).read_text("utf-8")
         write_noted(texts | ({run_dir / INPUTS: sealed_text(inputs)} if inputs else {}))
@@ -154,6 +162,40 @@ def _prepare(
             f"output_dir={config.output_dir!r}: cannot be written ({error.strerror}); "
             "give a folder that you may write to"
         ) from error
+
+
+def config_of_run(run_dir: str | Path) -> RunConfig:
+    """Read the configuration of a run so that it finds its data from wherever it is used.
+
+    Relative files and folders are those of the folder in which the run was started; where they
+    are no longer there, those at the same place as seen from the run's own folder, which may have
+    moved with them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no ``config.json``.
+    ValueError
+        If it, or what is read beside it, is damaged.
+    """
+    run_dir = Path(run_dir).resolve()
+    config = RunConfig(**read_settings(run_dir))
+    if not (run_dir / "places.json").is_file():  # of an older version
+        return config
+    places = json.loads((run_dir / "places.json").read_text("utf-8"))
+    started_in, old_dir = Path(places["started_in"]), places["run_dir"]
+    found = {}
+    for name in _PLACES:
+        value = getattr(config, name)
+        if value is None or value in list_manifests():
+            continue
+        before = started_in / value
+        moved = run_dir / os.path.relpath(before, old_dir)
+        if started_in == Path.cwd() and before.exists():
+            continue
+        if (place := next((p for p in (before, moved) if p.exists()), None)) is not None:
+            found[name] = str(Path(os.path.normpath(place)))
+    return config.model_copy(update=found)
 
 
 def changes_since(run_dir: Path, config: RunConfig) -> list[str]:
@@ -189,7 +231,7 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         If it, or the list of checksums, is not what was written; names the file.
     """
     bad = spoilt(Path(run_dir))
-    for name in ("checksums.json", "config.json", INPUTS):
+    for name in ("checksums.json", "config.json", "places.json", "review.json", INPUTS):
         if name in bad:
             raise ValueError(
                 f"{str(Path(run_dir) / name)!r}: {bad[name]}: it is not what the run wrote. "

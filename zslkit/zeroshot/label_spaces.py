@@ -204,7 +204,7 @@ def parse_label_space(data: bytes, path: Path) -> LabelSpace:
         if not all(names):
             raise ValueError(f"{path}: a line has no name")
         return from_names(path.stem, names, f"{path.name}, one class per line")
-    found = parse_json(data, str(path))
+    found = parse_json(data, f"{path}: not a label space")
     try:
         ids, names, definitions = zip(*found["classes"], strict=True)
         names = tuple(map(tuple, names))

@@ -25,11 +25,13 @@ READERS: dict[str, str | Callable[..., Any]] = {
     "metadata_folder": "metadata.read_metadata",
     "parquet_images": "parquet_images.read_parquet_images",
     "objects": "objects.read_object",
+    "saved_dataset": "saved.read_saved",
 }
 """By the ``kind`` of a manifest: a function, or where it is; a format is imported when needed."""
 
 RECOGNISERS: dict[str, str | Callable[..., Any]] = {
     "objects": "objects.recognise_object",
+    "saved_dataset": "saved.recognise_saved",
     "coco": "coco.recognise_coco",
     "parquet_images": "parquet_images.recognise_parquet",
     "table": "tables.recognise_table",

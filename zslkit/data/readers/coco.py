@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zslkit.data.readers.finding import Found, Hints, below, find_folder
+from zslkit.data.readers.finding import SPLIT_NAMES, Found, Hints, below, find_folder
 from zslkit.data.schema import ManifestFields, Split
 from zslkit.data.source import Source, files_in
 
@@ -22,7 +22,9 @@ def read_coco(manifest: ManifestFields, split: Split, root: Path) -> Source:
 
 
 def recognise_coco(path: Any, hints: Hints) -> Found | None:
-    """Take a JSON object with images and annotations that hold captions."""
+    """Take a JSON object with images and annotations that hold captions, or a folder of them."""
+    if isinstance(path, Path) and path.is_dir():
+        return _recognise_folder(path, hints)
     if not isinstance(path, Path) or path.suffix != ".json" or not path.is_file():
         return None
     content = json.loads(path.read_text("utf-8"))
@@ -33,6 +35,21 @@ def recognise_coco(path: Any, hints: Hints) -> Found | None:
     folder, root = find_folder(names, path.parent, hints, path.name), hints.data_root or path.parent
     split = {"source": below(path, root), "folder": below(folder, root)}
     return Found("coco", "COCO captions, images[].file_name and annotations[].caption", root, split)
+
+
+def _recognise_folder(path: Path, hints: Hints) -> Found | None:
+    """Take COCO's own layout: annotations/captions_val2017.json beside val2017/, and so on."""
+    files = sorted([*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")])
+    splits: dict[str, dict[str, str]] = {}
+    for file in files:
+        name = file.stem.removeprefix("captions_").lower().rstrip("0123456789")
+        found = recognise_coco(file, Hints(data_root=hints.data_root or path))
+        if found is not None:
+            splits[SPLIT_NAMES.get(name, name)] = found.split
+    if not splits:
+        return None
+    words = f"COCO captions of {', '.join(file.name for file in files)}"
+    return Found("coco", words, hints.data_root or path, next(iter(splits.values())), splits)
 
 
 def _read(path: Path) -> dict[str, Any]:

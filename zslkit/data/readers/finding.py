@@ -83,8 +83,8 @@ def find_columns(columns: Sequence[str], hints: Hints, what: str) -> tuple[str, 
 def find_folder(names: Iterable[Any], start: Path, hints: Hints, what: str) -> Path:
     """Find the folder that names of images start from, by where most of the first ones exist.
 
-    Looked at are ``data_root``, or else the source's folder, those in it and beside it, and the
-    working folder.
+    Looked at are ``data_root``, or else the source's folder, those in it and beside it, the one
+    around it, and the working folder.
 
     Raises
     ------
@@ -99,6 +99,8 @@ def find_folder(names: Iterable[Any], start: Path, hints: Hints, what: str) -> P
         )
     places = [hints.data_root] if hints.data_root is not None else [start, Path.cwd()]
     around = [*places, *(start.parent,) * (hints.data_root is None)]
+    if hints.data_root is None:
+        places.append(start.parent)
     places += sorted(child for place in around for child in _folders(place))
     hits = [sum((place / name).is_file() for name in names) for place in places]
     if not any(hits):
@@ -112,6 +114,15 @@ def find_folder(names: Iterable[Any], start: Path, hints: Hints, what: str) -> P
 def below(path: Path, root: Path) -> str:
     """Write a path from a root on, also where it lies beside it."""
     return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()
+
+
+def succeeded(statuses: Iterable[Any]) -> list[bool] | None:
+    """Read img2dataset's column ``status``: which rows have an image; None for any other column."""
+    statuses = [str(status) for status in statuses]
+    known = {"success", "failed_to_download", "failed_to_resize"}
+    if "success" not in statuses or not set(statuses) <= known:
+        return None
+    return [status == "success" for status in statuses]
 
 
 def named_splits(names: Iterable[str]) -> dict[str, list[str]]:

@@ -93,13 +93,18 @@ class ObjectImages(Source):
 
 def read_object(manifest: ManifestFields, split: Split, root: Path) -> Source:
     """Rows of a table in memory; those of one image file become its captions."""
-    value, image, caption = _find(split.source), manifest.image_field, manifest.caption_field
+    fields = manifest.image_field, manifest.caption_field
+    return read_value(_find(split.source), *fields, root, split.source)
+
+
+def read_value(value: Any, image: str, caption: str, root: Path, origin: str) -> Source:
+    """Read a DataFrame or Dataset by its columns; names of images start from ``root``."""
     if hasattr(value, "columns"):
         images = list(value[image])
         if all(isinstance(item, str | Path) for item in images):
             from zslkit.data.readers.tables import read_rows
 
-            return read_rows(value, image, caption, root, split.source)
+            return read_rows(value, image, caption, root, origin)
         captions, names = list(value[caption]), []
     else:
         names = _class_names(value, caption)

@@ -12,6 +12,7 @@ from zslkit.data.readers.finding import (
     below,
     find_columns,
     named_splits,
+    succeeded,
 )
 from zslkit.data.schema import ManifestFields, Split
 from zslkit.data.source import Source, size_of, texts_of
@@ -53,24 +54,32 @@ def read_parquet_images(manifest: ManifestFields, split: Split, root: Path) -> S
 
     image, caption = manifest.image_field, manifest.caption_field
     paths = [path for pattern in split.shards for path in find_files(root, pattern)]
-    rows, labels = [], []
+    rows, labels, n_failed = [], [], 0
     names = _class_names(ParquetFile(paths[0]).schema_arrow, caption)
     for number, path in enumerate(paths):
         file = ParquetFile(path)
+        status = ["status"] if "status" in file.schema_arrow.names else []
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, [image, caption])
+            table = file.read_row_group(group, [image, caption, *status])
             sizes = binary_length(_bytes_of(table[image])).to_pylist()
             if None in sizes:  # `datasets` leaves files where they are, and stores their paths
                 images = table[image].to_pylist()
                 sizes = [size or _size(images[at], path) for at, size in enumerate(sizes)]
             values = table[caption].to_pylist()
+            fine = succeeded(table["status"].to_pylist()) if status else None
+            fine = fine or [True] * len(sizes)
+            n_failed += len(fine) - sum(fine)
             for at, (size, value) in enumerate(zip(sizes, values, strict=True)):
+                if not fine[at]:  # a link that img2dataset could not follow was never an image
+                    continue
                 place = (number, (group << 32) + at, size) if size else "missing"
                 known = names and value is not None and value >= 0
                 labels.append(value if known else 0)
                 texts = [names[value]] if known else [] if names else texts_of(value)
                 rows.append((f"{path.stem}/{len(rows):07}", texts, place))
-    return ParquetImages(rows, paths, image, names, labels if names else ())
+    source = ParquetImages(rows, paths, image, names, labels if names else ())
+    source.notes = (f"{n_failed} links that img2dataset could not follow",) if n_failed else ()
+    return source
 
 
 def recognise_parquet(path: Any, hints: Hints) -> Found | None:

@@ -5,7 +5,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zslkit.data.readers.finding import SPLIT_NAMES, Found, Hints, below, find_columns, find_folder
+from zslkit.data.readers.finding import (
+    SPLIT_NAMES,
+    Found,
+    Hints,
+    below,
+    find_columns,
+    find_folder,
+    succeeded,
+)
 from zslkit.data.schema import ManifestFields, Split
 from zslkit.data.source import Source, files_in
 
@@ -16,7 +24,13 @@ def read_table(manifest: ManifestFields, split: Split, root: Path) -> Source:
     """Read a row per caption, or a list of captions per row."""
     image, caption = manifest.image_field, manifest.caption_field
     frame = read_frame(root, split.table, (image, caption), split.where)
-    return read_rows(frame, image, caption, root / manifest.image_folder, split.table)
+    fine = succeeded(frame["status"]) if "status" in frame else None
+    whole, n_all = frame if fine is None else frame[fine], len(frame)
+    source = read_rows(whole, image, caption, root / manifest.image_folder, split.table)
+    if len(whole) < n_all:
+        failed = f"{n_all - len(whole)} links that img2dataset could not follow"
+        source.notes = (*source.notes, failed)
+    return source
 
 
 def read_rows(frame: Any, image: str, caption: str, folder: Path, origin: str) -> Source:

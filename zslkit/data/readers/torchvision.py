@@ -33,7 +33,7 @@ class Torchvision(Labelled):
 
 
 DATASETS = ("CIFAR10", "CIFAR100", "Caltech101", "Food101", "Flowers102", "DTD", "ImageFolder",
-            "MNIST", "FashionMNIST", "STL10", "OxfordIIITPet", "FGVCAircraft")  # fmt: skip
+            "MNIST", "FashionMNIST", "STL10", "OxfordIIITPet", "FGVCAircraft", "GTSRB")  # fmt: skip
 """Classes that a manifest may name: they check hashes before they unpickle, or unpickle nothing."""
 
 
