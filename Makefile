@@ -6,13 +6,16 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 THREADS := OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 
-.PHONY: report test lint docs lock clean
+.PHONY: report test faults lint docs lock clean
 
 report: $(VENV)/.complete
 	$(THREADS) $(PYTHON) -m zslkit report --portable $(ARGS)
 
 test: $(VENV)/.complete
 	$(THREADS) $(PYTHON) -m pytest
+
+faults: $(VENV)/.complete
+	$(THREADS) $(PYTHON) benchmarks/faults.py $(ARGS)
 
 lint: $(VENV)/.complete
 	$(VENV)/bin/ruff check .

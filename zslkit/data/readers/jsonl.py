@@ -1,8 +1,9 @@
 """JSON Lines, and JSON lists of records."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from zslkit.data.strict import parse_json
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -22,10 +23,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             file.seek(0)
             lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         for number, line in lines:
-            try:
-                record = json.loads(line) if isinstance(line, str) else line
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name}, line {number}: not valid JSON ({error})") from None
+            where = f"{path.name}, line {number}"
+            record = parse_json(line, where) if isinstance(line, str) else line
             if not isinstance(record, dict):
                 raise ValueError(f"{path.name}, record {number}: {record!r} is no JSON object")
             records.append(record)
@@ -33,7 +32,4 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _list_of(text: str, path: Path) -> list[Any]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name}: not valid JSON ({error})") from None
+    return parse_json(text, path.name)

@@ -10,6 +10,7 @@ from torch import Tensor
 from zslkit.data.readers.labelled import Labelled
 from zslkit.data.schema import ManifestFields, Split
 from zslkit.data.source import Source
+from zslkit.data.strict import nearest
 
 
 class Torchvision(Labelled):
@@ -31,14 +32,22 @@ class Torchvision(Labelled):
         return self.labels[rows].tobytes() + self.read(0).numpy().tobytes()
 
 
+DATASETS = ("CIFAR10", "CIFAR100", "Caltech101", "Food101", "Flowers102", "DTD", "ImageFolder",
+            "MNIST", "FashionMNIST", "STL10", "OxfordIIITPet", "FGVCAircraft", "GTSRB")  # fmt: skip
+"""Classes that a manifest may name: they check hashes before they unpickle, or unpickle nothing."""
+
+
 def read_torchvision(manifest: ManifestFields, split: Split, root: Path) -> Source:
     """Any class of torchvision.datasets that has class names and one class per image."""
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
-    kind = getattr(datasets, split.dataset, None)
-    if kind is None:
-        raise ValueError(f"dataset={split.dataset!r}: torchvision.datasets has no such class")
+    if split.dataset not in DATASETS:
+        raise ValueError(
+            f"dataset={split.dataset!r}: torchvision.datasets has no such class that is read "
+            f"here; {nearest(split.dataset, DATASETS)}"
+        )
+    kind = getattr(datasets, split.dataset)
     if split.arguments.get("download"):
         raise ValueError("arguments: nothing is downloaded on opening; see how_to_obtain")
     folder = root / (split.folder or ".")
