@@ -8,6 +8,7 @@ from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
 from zslkit.encoders.dual import DualEncoder, build_dual_encoder
 from zslkit.evaluation.fitting import fit_projections
+from zslkit.kernels.batchnorm import normalises_over_batch, synchronised
 from zslkit.objective import Embedded
 from zslkit.training.batches import TrainingBatch, TrainingData, encode
 from zslkit.training.device import autocast, choose_device, repeatable
@@ -57,11 +58,12 @@ def first_batch(config: RunConfig) -> FirstBatch:
 
 
 def _in_chunks(model: DualEncoder, batch: TrainingBatch, n: int) -> Embedded:
-    """Embed a batch as accumulation does: each chunk with BatchNorm and dropout of its own."""
+    """Embed a batch as a step does: whole where a tower normalises over it, else in chunks."""
     size = -(-len(batch) // n)
     chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
-    if len(chunks) == 1:
-        return encode(model, batch)
+    if len(chunks) == 1 or normalises_over_batch(model):
+        with synchronised():
+            return encode(model, batch)
     parts = []
     for chunk, seed in zip(chunks, torch.randint(2**62, (len(chunks),)).tolist(), strict=True):
         torch.manual_seed(seed)
