@@ -458,3 +458,21 @@ SCENARIOS = {
     "a Flickr8k shard cut": (shard_cut, 400),
 }
 """Words, function, and how many faults the long run puts in."""
+
+
+def main(folder: str, tries: str) -> None:
+    """Try each fault so often as a JSON object says; print what became of them as another."""
+    torch.set_num_threads(1)  # threads of OpenMP do not survive a fork
+    ground, outcomes = Ground(Path(folder)), {}
+    for words, count in json.loads(tries).items():
+        found = []
+        for number in range(count):
+            own = Path(folder, f"{len(outcomes)}-{number}")
+            own.mkdir()
+            found.append(SCENARIOS[words][0](ground, own, random.Random(number)))
+        outcomes[words] = [sum(column) for column in zip(*found, strict=True)]
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
