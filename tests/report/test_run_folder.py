@@ -66,7 +66,8 @@ def test_a_notebook_reads_a_run_from_another_folder(project, tmp_path, monkeypat
 
 
 def test_a_run_of_an_older_version_is_read_as_it_stands(project):
-    (project / "runs" / "first" / "places.json").unlink()
+    for name in ("places.json", "checksums.json"):
+        (project / "runs" / "first" / name).unlink()
     assert config_of_run("runs/first").manifest == "data/mine.csv"
 
 
