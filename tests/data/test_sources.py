@@ -360,7 +360,10 @@ def test_described_sources_are_written_as_manifests(frame, tmp_path):
     manifest = load_manifest(write_csv(frame, tmp_path))
     facts = describe(manifest)
     assert facts["splits"]["all"] == {"images": N, "captions": 2 * N, "left_out": {}}
-    path = write_manifest(manifest, tmp_path / "below" / "mine.json")
+    with pytest.raises(ValueError, match=r"do not lie below its folder; .* must not lead out of"):
+        write_manifest(manifest, tmp_path / "below" / "mine.json")
+    assert not (tmp_path / "below").exists()
+    path = write_manifest(manifest, tmp_path / "mine.json")
     assert_whole(open_pairs(path))
     for split in ("train", "dev", "test"):
         assert list(open_pairs(path, split).keys) == list(open_pairs(manifest, split).keys)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.data.files import write_text
-from zslkit.data.manifests import Manifest
+from zslkit.data.manifests import Manifest, parse_manifest
 from zslkit.data.pairs import open_pairs
 from zslkit.data.readers.finding import below
 
@@ -38,7 +38,8 @@ def write_manifest(manifest: Manifest, path: str | Path) -> Path:
     Raises
     ------
     ValueError
-        If the name does not end in .json, or the source is an object of this session.
+        If the name does not end in .json, the source is an object of this session, or the data
+        do not lie below the file's folder: a manifest cannot leave its data root.
     """
     path = Path(path)
     if path.suffix != ".json":
@@ -56,6 +57,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> Path:
         split |= {key: moved(split[key]) for key in _PATHS if split.get(key)}
         if split.get("shards"):
             split["shards"] = [moved(place) for place in split["shards"]]
+    parse_manifest(content, f"{path}: data do not lie below its folder; write it above them")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return path

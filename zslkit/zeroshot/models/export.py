@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zslkit.data.files import write_json, write_text
+from zslkit.data.files import whole, write_json, write_text
 from zslkit.data.strict import nearest
 from zslkit.zeroshot.class_bank import build_class_bank, eval_mode
 from zslkit.zeroshot.models.cards import model_card
@@ -293,7 +293,8 @@ def _write_open_clip(model: Any, folder: Path, bank: ClassBank, run: Any) -> Non
     _forget_ours(folder)
     (folder / "preprocessor_config.json").unlink()  # stands in the file of open_clip
     model.image_tower.files.save_into(folder)
-    save_file(plain(stock_model(model).state_dict()), folder / "open_clip_model.safetensors")
+    with whole(folder / "open_clip_model.safetensors") as temporary:
+        save_file(plain(stock_model(model).state_dict()), temporary)
 
 
 def _read_open_clip(folder: Path, model: Any) -> tuple[Callable, Callable, Any]:
