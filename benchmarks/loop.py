@@ -32,7 +32,7 @@ from zslkit.data.cache import Embeddings
 folder, steps, threads, profiled = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(threads)
 generator = torch.Generator().manual_seed(0)
-images, texts = (torch.randn(%d, width, generator=generator) for width in %s)
+images, texts = (torch.randn(PAIRS, width, generator=generator) for width in WIDTHS)
 batches.tower_features = lambda model, items, config, words: Embeddings(
     images if "images" in words else texts[: len(items)], ()
 )
@@ -71,7 +71,7 @@ if marks:
     n = len(marks) - 11
     spent = {"cpu_ms": 1000 * (c1 - c0) / n, "wall_ms": 1000 * (w1 - w0) / n}
 print(json.dumps(spent | {"profile": kinds, "loss": run.history[-1]["loss"]}))
-""" % (PAIRS, WIDTHS)
+""".replace("PAIRS", str(PAIRS)).replace("WIDTHS", str(WIDTHS))
 
 
 def loop(tree, steps, threads, profiled=False):

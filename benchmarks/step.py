@@ -57,6 +57,7 @@ class Ours:
         self.optimizer, self.parameters = build_optimizer(self.model, config), trainable(self.model)
 
     def __call__(self, pixels, captions):
+        """Take one step; give the loss."""
         rows = np.arange(len(captions))
         batch = TrainingBatch(pixels, captions, [*map(str, rows)], rows, rows)
         set_learning_rate(self.optimizer, self.step, STEPS, self.config)
@@ -87,6 +88,7 @@ class Plain(nn.Module):
         self.statistics = mean, std  # of these weights, as torchvision's transforms take them
 
     def forward(self, images, tokens):
+        """Embed a batch."""
         hidden = self.text(**tokens).last_hidden_state
         mask = tokens["attention_mask"][..., None]
         features = self.image_projection(F.normalize(self.visual.net(images), dim=-1))
@@ -94,6 +96,7 @@ class Plain(nn.Module):
         return F.normalize(features, dim=-1), F.normalize(texts, dim=-1), self.logit_scale.exp()
 
     def inputs(self, pixels, captions, length):
+        """Make what a loader would hand on: normalised pixels and tokens."""
         mean, std = self.statistics
         options = {"padding": "max_length" if length else True, "truncation": True}
         tokens = self.tokenizer(
@@ -124,6 +127,7 @@ class OpenClip:
         self.optimizer = adamw(self.model, config)
 
     def __call__(self, pixels, captions):
+        """Take one step; give the loss."""
         images, tokens = self.model.inputs(pixels, captions, self.length)
         self.optimizer.zero_grad()
         image_features, text_features, logit_scale = self.model(images, tokens)
@@ -146,6 +150,7 @@ class PlainTeacher:
         self.optimizer.add_param_group({"params": [self.second_scale], "weight_decay": 0.0})
 
     def __call__(self, pixels, captions):
+        """Take one step; give the loss."""
         images, tokens = self.model.inputs(pixels, captions, None)
         with torch.no_grad():
             own_image, own_text, _ = self.teacher(images, tokens)

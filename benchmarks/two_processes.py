@@ -1,10 +1,10 @@
 """Two real processes over tar shards, killed at random moments and started again.
 
-Run ``python benchmarks/two_processes.py`` on Linux; writes a results file. One of the two, or both,
-get SIGKILL at a random moment, ten times each. The other one must end by itself. Both are then
-started with ``resume=True`` and run to the end. Compared with a run that nobody disturbed: the pairs
-that each step of each epoch saw, none lost, none twice; weights, teacher, optimizer and random
-states to the last bit; the curves. Options: ``--tries``; ``--output``, another file.
+Run ``python benchmarks/two_processes.py`` on Linux; writes a results file. One of the two, or
+both, get SIGKILL at a random moment, ten times each. The other one must end by itself. Both are
+then started with ``resume=True`` and run to the end. Compared with a run that nobody disturbed: the
+pairs that each step of each epoch saw, none lost, none twice; weights, teacher, optimizer and
+random states to the last bit; the curves. Options: ``--tries``; ``--output``, another file.
 """
 
 import argparse

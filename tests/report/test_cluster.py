@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import pytest
 
+from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.report import build_report, run_sweep
 from zslkit.report.executors import executing
+from zslkit.trainer import train
 
-VARIANTS = {"InfoNCE": {"soft_targets": "none"}, "warm": {"teacher_temperature": 0.5}}
-STEPS = 12
+VARIANTS = {"InfoNCE": {"soft_targets": "none"}}
+STEPS = 8
 
 
 @pytest.fixture
@@ -26,33 +28,53 @@ def base(tiny_settings, tmp_path):
     return RunConfig(**{**tiny_settings, **changes}, output_dir=str(tmp_path / "sweep"))
 
 
+CLUSTER = """
+import asyncio, json, os, signal, sys
+import timm, torch
+import zslkit.evaluation.evaluator, zslkit.report.results, zslkit.report.sweep, zslkit.trainer
+from distributed import Scheduler, Worker
+
+folder, torch_threads = sys.argv[1], torch.set_num_threads(1)
+options = {"host": "127.0.0.1", "dashboard": False}
+
+async def serve(kind, *address, **more):
+    server = await kind(*address, **options, **more)
+    if kind is Scheduler:
+        with open(folder + "/address", "w") as file:
+            file.write(server.address)
+    await server.finished()
+
+def start(*call, **more):
+    if pid := os.fork():
+        return pid
+    asyncio.run(serve(*call, **more))
+
+pids = [start(Scheduler, port=0, dashboard_address=":0")]
+while not (os.path.exists(folder + "/address") and (address := open(folder + "/address").read())):
+    pass
+scratch = {"nthreads": 1, "local_directory": folder}
+pids += [start(Worker, address, **scratch) for _ in "ab"]
+print(json.dumps([address, pids]), flush=True)
+sys.stdin.read()
+for pid in pids:
+    os.kill(pid, signal.SIGKILL)
+"""
+
+
 @pytest.fixture
 def cluster(tmp_path):
-    """Address of a scheduler, and its two workers' processes."""
-    file, words = tmp_path / "scheduler.json", (tmp_path / "words.txt").open("wb")
-    common = ["--scheduler-file", str(file), "--no-dashboard"]
-    start = [sys.executable, "-m"]
-    scheduler = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
-    worker = ["distributed.cli.dask_worker", "--host", "127.0.0.1", "--nthreads", "1"]
-    worker += ["--no-nanny", "--local-directory", str(tmp_path / "scratch")]
-    options = {"stdout": words, "stderr": words, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    running = [subprocess.Popen([*start, *scheduler, *common], **options)]
-    try:
-        running += [subprocess.Popen([*start, *worker, *common], **options) for _ in "ab"]
-        end = time.monotonic() + 60
-        while not file.is_file() or not file.stat().st_size:
-            assert time.monotonic() < end, (tmp_path / "words.txt").read_text()
-            time.sleep(0.05)
-        yield json.loads(file.read_text())["address"], running[1:]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-        words.close()
+    """Address of a scheduler, and the numbers of its two workers' processes.
 
-
-def without_times(table):
-    return table[table["metric"] != "train_seconds"].reset_index(drop=True)
+    Forked, as each would import for many seconds otherwise, from a process that has no threads.
+    """
+    running = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, str(tmp_path)], stdin=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    address, pids = json.loads(running.stdout.readline())
+    yield address, pids[1:]
+    running.communicate()
 
 
 def test_a_lost_worker_s_runs_are_done_by_the_other_and_nothing_twice(base, cluster, tmp_path):
@@ -68,7 +90,7 @@ def test_a_lost_worker_s_runs_are_done_by_the_other_and_nothing_twice(base, clus
                     pid = json.loads(lock.read_text())["pid"]
                 except (OSError, ValueError):
                     continue
-                if pid == workers[0].pid and (lock.parent / "checkpoints").is_dir():
+                if pid == workers[0] and (lock.parent / "checkpoints").is_dir():
                     os.kill(pid, signal.SIGKILL)
                     lost.append(lock.parent)
                     return
@@ -76,21 +98,30 @@ def test_a_lost_worker_s_runs_are_done_by_the_other_and_nothing_twice(base, clus
 
     thread = threading.Thread(target=kill)
     thread.start()
-    table = run_sweep(base, VARIANTS, [0, 1], executor=address)
+    table = run_sweep(base, VARIANTS, [0, 1, 2], executor=address)
     thread.join()
     assert lost
-    assert workers[1].poll() is None
+    os.kill(workers[1], 0)  # it lives
     folders = sorted((tmp_path / "sweep").glob("*/seed-*"))
-    assert len(folders) == 4
+    assert len(folders) == table["seed"].nunique() == 3
     for folder in folders:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [*range(1, STEPS + 1)]
         assert not [*folder.glob("earlier-*")]
         assert not (folder / "lock.json").exists()
-    local = base.model_copy(update={"output_dir": str(tmp_path / "local")})
-    with ThreadPoolExecutor(2) as threads:  # of one process: the runs take turns
-        expected = run_sweep(local, VARIANTS, [0, 1], executor=threads)
-    pd.testing.assert_frame_equal(without_times(table), without_times(expected))
+    settings = json.loads((lost[0] / "config.json").read_text())
+    alone = train(RunConfig(**settings | {"output_dir": str(tmp_path / "alone"), "resume": False}))
+    assert alone.history == load_run(lost[0]).history
+
+
+def test_runs_in_threads_of_one_process_take_turns(tiny_settings, tmp_path):
+    base = RunConfig(**tiny_settings, max_steps=2, output_dir=str(tmp_path / "one"))
+    with ThreadPoolExecutor(2) as threads:
+        table = run_sweep(base, VARIANTS, [0, 1], executor=threads)
+    other = base.model_copy(update={"output_dir": str(tmp_path / "other")})
+    expected = run_sweep(other, VARIANTS, [0, 1], jobs=1)
+    same = table["metric"] != "train_seconds"
+    pd.testing.assert_frame_equal(table[same], expected[same])
 
 
 def test_a_report_is_built_by_any_executor(tmp_path, monkeypatch):
