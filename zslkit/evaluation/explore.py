@@ -196,7 +196,11 @@ def teacher_of(run_or_config: Run | RunConfig) -> tuple[DualEncoder, str]:
 
 
 def overview(
-    model: DualEncoder, sets: Mapping[str, Pairs], bank: ClassBank, most: int
+    model: DualEncoder,
+    sets: Mapping[str, Pairs],
+    bank: ClassBank,
+    most: int,
+    config: RunConfig | None = None,
 ) -> tuple[Tensor, Any, list[str]]:
     """Embed images of some sets, and say of each what is known about it.
 
@@ -206,6 +210,8 @@ def overview(
         Of each, up to ``most`` images that can be read, from all over it.
     bank : ClassBank
         The classes among which ``model`` names them.
+    config : RunConfig, optional
+        Where its cache holds features of the images, those are taken.
 
     Returns
     -------
@@ -223,7 +229,7 @@ def overview(
     for split, pairs in sets.items():
         wanted = range(0, len(pairs), -(-len(pairs) // most))
         for chunk in np.array_split(wanted, -(-len(wanted) // _CHUNK)):
-            rows, images, both = embed_batch(model, pairs, chunk.tolist())
+            rows, images, both = embed_batch(model, pairs, chunk.tolist(), config)
             found.append(both.image)
             thumbnails += [thumbnail(to_pil(image)) for image in images]
             for row, similarity in zip(rows, (both.image * both.text).sum(dim=1), strict=True):

@@ -231,7 +231,9 @@ class ZeroShotExplorer(Live):
         namer, pairs = self._namer(run), self._training
         if run not in self._galleries:
             rows = range(0, len(pairs), -(-len(pairs) // GALLERY))
-            self._galleries[run] = embed_batch(namer.model, pairs, rows)
+            config = getattr(self._loaded(run), "config", None)
+            config = config if isinstance(config, RunConfig) else None
+            self._galleries[run] = embed_batch(namer.model, pairs, rows, config)
         rows, images, embedded = self._galleries[run]
         cosines = embedded.image @ namer.encode_image(photo.key, photo.pixels)
         best = cosines.argsort(descending=True, stable=True)[:3].tolist()
