@@ -7,6 +7,7 @@ import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ def with_caption_noise(
                 fields["teacher_run"] = f"{fields['teacher_run']} @ {share:g}"
             variants[f"{name} @ {share:g}"] = fields
     return variants
+
+
+MEASURED = (
+    *("zeroshot hit@1", "zeroshot hit@5"),
+    *(f"retrieval {way} recall@{k}" for way in ("text_to_image", "image_to_text")
+      for k in (1, 5, 10)),
+    *("retrieval rsum", "train_seconds", "self_mass", "target_entropy"),
+)  # fmt: skip
+"""What a run of a sweep is measured by."""
+
+
+def check_metric(metric: str, config: RunConfig) -> str:
+    """Give a metric back that the runs of a sweep will have.
+
+    Raises
+    ------
+    ValueError
+        If they will not, before anything is trained; it names the nearest.
+    """
+    known = [name for name in MEASURED if config.zeroshot_manifest or "zeroshot" not in name]
+    if metric not in known:
+        raise ValueError(
+            f"metric={metric!r} is nothing that runs measure; {nearest(metric, known)}"
+        )
+    return metric
 
 
 def run_sweep(
@@ -258,14 +284,22 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
         # with frozen towers the first one alone: it fills the cache that the others read
         alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
         for wave in (teachers[:alone], teachers[alone:], students):
-            started = {start(_measure, runs[which]): which for which in wave}
-            for done in as_completed(started):
-                which = started[done]
-                if error := done.exception():
-                    failures[which] = error
-                else:
-                    results[which] = done.result()
-                bar.update()
+            # where one process was killed the pool gives up all: each of these again, alone, so
+            # that the one that is killed again loses its own run only
+            for part in (wave, *([which] for which in wave)):
+                started = {start(_measure, runs[which]): which
+                           for which in part if which not in results | failures}  # fmt: skip
+                for done in as_completed(started):
+                    which, error = started[done], done.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        if len(part) > 1 or part is wave:
+                            continue
+                        error = RuntimeError("its process was killed, perhaps for want of memory")
+                    if error:
+                        failures[which] = error
+                    else:
+                        results[which] = done.result()
+                    bar.update()
     return results, failures
 
 
@@ -278,10 +312,24 @@ def _pool(base: RunConfig, jobs: int | None) -> Iterator[Callable]:
     if jobs is None:
         jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
     kinds = pack_kinds()  # those of a notebook are not known to a new process
-    # fork would copy torch's thread pools in an unknown state
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+
+    def new_pool() -> ProcessPoolExecutor:
+        # fork would copy torch's thread pools in an unknown state
+        return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+
+    pool = new_pool()
+
+    def start(*call) -> Future:
+        nonlocal pool
+        try:
+            return pool.submit(_quietly, kinds, *call)
+        except BrokenProcessPool:
+            pool.shutdown()  # the others save before they end: their folders are free then
+            pool = new_pool()
+            return pool.submit(_quietly, kinds, *call)
+
     try:
-        yield lambda *call: pool.submit(_quietly, kinds, *call)
+        yield start
     finally:
         pool.shutdown(cancel_futures=True)
 
