@@ -24,10 +24,13 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from .lab import (  # noqa: E402
     CHROMIUM,
     OUTERMOST,
+    assert_figures_stand_in,
     chromium,
     jupyterlab,
     open_page,
+    open_without_kernel,
     run_all,
+    saved,
     write_setting,
 )
 
@@ -307,3 +310,14 @@ def test_a_photo_too_large_for_jupyter_stalls_only_its_button(page):
     Image.new("RGB", (30, 20), "blue").save(stream := io.BytesIO(), "PNG")
     upload(page, {"name": "blue.png", "mimeType": "image/png", "buffer": stream.getvalue()})
     playwright.expect(live(page, 0).locator("img[alt='blue.png']")).to_be_visible()
+
+
+def test_a_saved_notebook_shows_figures_where_the_widgets_stood(
+    request, page, folder, lab, browser
+):
+    playwright.expect(page.locator(".zslkit-still").first).to_be_hidden()  # the view lives
+    name = request.node.callspec.params["page"]
+    saved(page, folder / f"{name}.ipynb")
+    again = open_without_kernel(browser, lab[0].format(name=name))
+    assert_figures_stand_in(again, 3)
+    again.close()
