@@ -233,19 +233,19 @@ def test_an_image_is_pasted(page):
 def test_a_lasso_on_the_map_lists_its_images(page):
     walk = live(page, 2)
     playwright.expect(walk).to_contain_text("0 of 22 images chosen")
-    walk.scroll_into_view_if_needed()
-    box = walk.locator("canvas").first.bounding_box()
-    left, top = box["x"] + 2, box["y"] + 2
-    right, bottom = left + box["width"] - 4, top + box["height"] - 4
-    walk.locator("button").nth(1).click()
-    for _ in range(3):  # on a busy machine the map takes the lasso's mode long after the click
-        page.wait_for_timeout(500)
+    for _ in range(5):  # on a busy machine the map is drawn, and takes the mode, long after
+        walk.get_by_role("button", name="Activate pan & zoom").click()
+        walk.get_by_role("button", name="Activate lasso selection").click()
+        page.wait_for_timeout(1_000)
+        box = walk.locator("canvas").first.bounding_box()  # it moves while views above it grow
+        left, top = box["x"] + 2, box["y"] + 2
+        right, bottom = left + box["width"] - 4, top + box["height"] - 4
         page.mouse.move(left, top)
         page.mouse.down()
         for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
             page.mouse.move(x, y, steps=12)
         page.mouse.up()
-        page.wait_for_timeout(2_000)
+        page.wait_for_timeout(3_000)
         if "0 of 22 images chosen" not in walk.inner_text():
             break
     playwright.expect(walk).not_to_contain_text("0 of 22 images chosen")
