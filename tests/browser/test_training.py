@@ -41,7 +41,7 @@ def test_curves_follow_the_kernel_and_stop_and_save_is_heard(tiny_settings, tmp_
         status, curve = monitor.get_by_role("status"), monitor.locator("polyline").first
         playwright.expect(status).to_contain_text("Step", timeout=120_000)
         before = status.inner_text(), curve.get_attribute("points")
-        playwright.expect(status).not_to_have_text(before[0])
+        playwright.expect(status).not_to_have_text(before[0], timeout=60_000)
         playwright.expect(curve).not_to_have_attribute("points", before[1])
         stop = monitor.get_by_role("button", name="stop and save")
         stop.focus()

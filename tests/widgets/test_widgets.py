@@ -691,7 +691,7 @@ def test_colours_follow_the_chosen_column(walk):
 
 def test_a_map_has_the_colours_of_its_figure(walk):
     names = sorted({EVIL, "a", "b"})  # in the order of its codes
-    colours = [to_hex(colour) for colour in walk.scatter.color()["map"]]
+    colours = [to_hex(colour) for colour in walk.scatter.widget.color]
     (axes,) = walk.figure().axes
     drawn = {p.get_label(): to_hex(p.get_facecolor()[0]) for p in axes.collections}
     words = [plain_text(name, 24, lines=1) for name in names]

@@ -95,7 +95,9 @@ class EmbeddingMap(Box):
         if self._table[column].dtype.kind not in "fiu":  # the colours of the figure
             _, names = self._names()
             styles = class_styles(names[:7], names)
-            found = {name: styles.get(name, styles.get("")) for name in names}
+            found = {
+                name: styles.get(name, styles.get("")) for name in sorted(names)
+            }  # as its codes
             colours = {name: "#000000" if c == "black" else c for name, (c, *_) in found.items()}
         self.scatter.color(by=column, map=colours, norm=None)
         self.scatter.legend(self._table[column].nunique() <= 12)
