@@ -4,7 +4,12 @@ import torch
 from zslkit.config import RunConfig
 from zslkit.losses import contrastive_loss, distillation_loss, sigmoid_loss
 from zslkit.objective import Embedded, training_loss
-from zslkit.targets import label_smoothing_targets, teacher_targets, transport_targets
+from zslkit.targets import (
+    fuse_similarities,
+    label_smoothing_targets,
+    teacher_targets,
+    transport_targets,
+)
 
 ONE = torch.tensor(1.0)
 
@@ -130,3 +135,34 @@ def test_targets_agree_with_the_teacher_they_come_from():
     }
     assert agreement["teacher"] == pytest.approx(1, abs=1e-5)
     assert 0.5 < agreement["transport"] <= 1
+
+
+def test_trust_weighs_the_distillation_of_both_directions():
+    student, teacher = embedded(0), embedded(1)
+    config = RunConfig(pair_trust=True, contrastive_weight=0.0, teacher_temperature=0.1)
+    trust = torch.tensor([1.0, 0.1, 0.9, 0.2, 0.8, 0.0])
+    loss, _ = training_loss(student, teacher, 10 * ONE, 5 * ONE, config, trust=trust)
+    similarity, guide = student.image @ student.text.T, teacher.image @ teacher.text.T
+    weights = trust / trust.mean()
+    sides = [
+        (weights * torch.nn.functional.cross_entropy(5 * s, (g / 0.1).softmax(1), reduction="none"))
+        for s, g in ((similarity, guide), (similarity.T, guide.T))
+    ]
+    assert loss.item() == pytest.approx((sides[0].mean() + sides[1].mean()).item() / 2, 1e-5)
+    assert abs(sides[0].mean() - sides[1].mean()) > 1e-3  # else one could stand for the other
+
+
+def test_images_and_texts_have_a_weight_each():
+    student, teacher = embedded(0), embedded(1)
+    settings = {"image_similarity_weight": 0.9, "text_similarity_weight": 0.2}
+    settings |= {"contrastive_weight": 0.0, "teacher_temperature": 0.3}
+    loss, _ = loss_of(student, teacher, **settings)
+    similarity, guide = student.image @ student.text.T, teacher.image @ teacher.text.T
+    intra = teacher.image @ teacher.image.T, teacher.text @ teacher.text.T
+    expected = sum(
+        distillation_loss(
+            5 * side, teacher_targets(fuse_similarities(cross, *intra, 0.9, 0.2), 0.3)
+        )
+        for side, cross in ((similarity, guide), (similarity.T, guide.T))
+    )
+    assert loss.item() == pytest.approx(expected.item() / 2, 1e-5)

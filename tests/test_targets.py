@@ -230,3 +230,10 @@ def test_label_smoothing_alone_is_that_of_the_field():
         logits, torch.arange(n), label_smoothing=smoothing * n / (n - 1)
     )
     assert ours.item() == pytest.approx(field.item(), 1e-6)
+
+
+def test_of_equally_trusted_pairs_the_first_stay_one_hot():
+    """Sorting that is not stable takes any of them, from some rows on."""
+    targets = progressive_targets(torch.zeros(80, 80), 0.1, 0.5)
+    assert torch.equal(targets[:40], torch.eye(80)[:40])
+    torch.testing.assert_close(targets[40:], torch.full((40, 80), 1 / 80))

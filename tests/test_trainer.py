@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,8 @@ import zslkit.trainer
 import zslkit.training.step
 from zslkit.checkpoint import build_teacher, load_run
 from zslkit.config import RunConfig
+from zslkit.data.cache import caption_features
+from zslkit.data.sampling import draw_caption
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.trainer import train
 from zslkit.training.batches import TrainingData
@@ -252,6 +255,38 @@ def test_cached_features_are_those_of_the_towers(tiny, tmp_path):
     assert any(torch.allclose(caption, batch.texts[2], atol=1e-5) for caption in captions)
 
 
+def test_cached_captions_are_those_that_the_epoch_draws(tiny, tmp_path):
+    """Flickr8k's figures came this way: the first caption alone would be a fifth of the data."""
+    config = config_of(tiny, tmp_path, **FROZEN)
+    model = build_dual_encoder(config).eval()
+    data = TrainingData(model, config, torch.device("cpu"))
+    data.pairs.captions = [(f"red star {i}", f"a blue box, number {i}") for i in range(32)]
+    data.captions_of, data.first_caption = np.full(32, 2), np.arange(0, 64, 2)
+    data.text_features, data.feature_of = caption_features(model, data.pairs, config, "captions")
+    seen = set()
+    for epoch, batch in data.stream(0, STEPS):
+        for row, found in zip(batch.rows, batch.texts, strict=True):
+            text = draw_caption(data.pairs.captions[row], config.seed, epoch, row)
+            torch.testing.assert_close(found, model.text_tower([text])[0], rtol=1e-4, atol=1e-5)
+            seen.add(text)
+    assert len(seen) == 64  # two epochs, each caption once
+
+
+def test_trust_stays_with_its_captions_where_images_are_unreadable(tiny, tmp_path, monkeypatch):
+    config = config_of(tiny, tmp_path, **FROZEN, pair_trust=True)
+    model = build_dual_encoder(config).eval()
+    data = TrainingData(model, config, torch.device("cpu"))
+    number = np.repeat(np.arange(32), data.captions_of)
+    data.usable = np.delete(np.arange(32), [0, 7])
+    monkeypatch.setattr(
+        "zslkit.training.batches.believe_captions",
+        lambda losses, mismatched, owner, n: (owner + 1) / 100,
+    )
+    place = {row: i for i, row in enumerate(data.usable.tolist())}
+    expected = [(place[row] + 1) / 100 if row in place else 0 for row in number.tolist()]
+    assert data.estimate_trust(model).tolist() == pytest.approx(expected)
+
+
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny, monkeypatch):
     """Traps: scale gradients times the number of chunks; BatchNorm statistics moved twice."""
     config = RunConfig(**{**tiny, "image_dropout": 0.0})
@@ -275,7 +310,7 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny, monkeypatch):
 
 
 def test_accumulation_repeats_dropout(tiny):
-    config = RunConfig(**{**tiny, "accumulation": 2})
+    config = RunConfig(**{**tiny, "accumulation": 2, "text_dropout": 0.2})
     model = build_dual_encoder(config).train()
     for part in model.modules():  # a tower that normalises over the batch is embedded whole
         if isinstance(part, torch.nn.BatchNorm2d):
@@ -287,6 +322,9 @@ def test_accumulation_repeats_dropout(tiny):
     backward(model, None, batch, config, 0.0)
     first_pass, second_pass = inputs[:2], inputs[2:]
     assert all(torch.equal(a, b) for a, b in zip(first_pass, second_pass, strict=True))
+    dropped = [chunk == 0 for chunk in first_pass]
+    assert dropped[0].any()
+    assert not torch.equal(*dropped), "every chunk has masks of its own"
 
 
 def test_accumulation_moves_batchnorm_once_by_the_whole_batch(tiny):
@@ -464,6 +502,55 @@ SMOOTH = {"soft_targets": "label_smoothing"}
 )
 def test_every_setting_changes_what_is_learnt(three_steps, base, change):
     assert not torch.equal(three_steps(**base), three_steps(**base, **change))
+
+
+def test_what_the_loop_does_when(tiny, tmp_path, monkeypatch):
+    """Teacher after step, trust by the teacher at the start of epochs, progress from 0, scales."""
+    judged, progress, scales = [], [], []
+    healthy = zslkit.trainer.backward
+
+    def noted(model, teacher, batch, config, share, trust):
+        progress.append(share)
+        return healthy(model, teacher, batch, config, share, trust)
+
+    def judge(data, model):
+        judged.append((model is run_of[0].teacher.model, len(progress)))
+        return torch.ones(sum(data.captions_of))
+
+    def stray(run, row):
+        run_of[:] = [run]
+        scales.append(run.model.log_logit_scale.item())
+        with torch.no_grad():
+            run.model.log_logit_scale.fill_(9.0)
+
+    run_of = []
+    monkeypatch.setattr(zslkit.trainer, "backward", noted)
+    monkeypatch.setattr(TrainingData, "estimate_trust", judge)
+    settings = {"pair_trust": True, "pair_trust_epoch": 1, "epochs": 3, "max_logit_scale": 30}
+    settings |= {"ema_decay": 0.0, "ema_warmup": False, "learning_rate": 1e-2, "logit_scale": 30}
+    run = train(config_of(tiny, tmp_path, **FROZEN, **settings), [stray])
+    with torch.no_grad():
+        run.model.log_logit_scale.copy_(run.teacher.model.log_logit_scale)  # strayed after it
+    student, teacher = run.model.state_dict(), run.teacher.model.state_dict()
+    # without decay the average is the student that the last step left
+    assert [name for name in student if not torch.equal(student[name], teacher[name])] == []
+    assert judged == [(True, 4), (True, 8)]
+    assert progress == [step / 12 for step in range(12)]
+    assert max(scales) <= math.log(30) + 1e-6
+
+
+def test_the_student_of_an_ended_generation_teaches_the_next(tiny, tmp_path):
+    ended = {}
+
+    def keep(run, row):
+        if row["step"] == 4:
+            ended.update({k: v.clone() for k, v in run.model.state_dict().items()})
+
+    run = train(config_of(tiny, tmp_path, teacher="previous", generation_epochs=1), [keep])
+    assert "distillation_loss" not in run.history[3]
+    assert "distillation_loss" in run.history[4]
+    teacher = run.teacher.model.state_dict()
+    assert [name for name in ended if not torch.equal(ended[name], teacher[name])] == []
 
 
 def test_the_thread_count_is_set(tiny, tmp_path):

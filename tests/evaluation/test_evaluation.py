@@ -16,6 +16,7 @@ from zslkit.evaluation.evaluator import (
     rank_labelled_images,
     right_and_wrong,
 )
+from zslkit.evaluation.intervals import estimate
 from zslkit.evaluation.retrieval import Watch, embed_images, embed_texts, evaluate_retrieval
 from zslkit.trainer import train
 from zslkit.zeroshot.classifier import ZeroShotClassifier
@@ -117,6 +118,13 @@ def test_retrieval_equals_brute_force(model, config):
             assert found["n"] == queries
     assert 0 < retrieval["text_to_image"]["recall@10"]["value"] < 1
     six = [found["value"] for way in ranks for found in retrieval[way].values()]
+    # captions of one photo are drawn together; an image is a query of its own
+    owner = [i for i, _ in texts]
+    hits = np.array(ranks["text_to_image"]) < 10
+    assert retrieval["text_to_image"]["recall@10"] == estimate(hits, groups=owner)
+    assert estimate(hits, groups=owner)["low"] != estimate(hits)["low"]
+    hits = np.array(ranks["image_to_text"]) < 10
+    assert retrieval["image_to_text"]["recall@10"] == estimate(hits)
     total = retrieval["rsum"]
     assert total["value"] == pytest.approx(100 * sum(six))
     assert total["low"] < total["value"] < total["high"]

@@ -185,6 +185,13 @@ def test_items_of_one_group_are_not_independent():
     assert ratio == pytest.approx(math.sqrt(5), rel=0.15)
 
 
+def test_a_group_counts_by_its_items():
+    """Drawn twice of 2 groups: 1, 1/5 or 0; with means of means the middle would be 1/2."""
+    hits, groups = [1, 0, 0, 0, 0], [0, 1, 1, 1, 1]
+    assert bootstrap_interval(hits, level=0.4, groups=groups) == pytest.approx((0.2, 0.2))
+    assert estimate(hits, groups=groups)["value"] == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize(("items", "level"), [([], 0.95), ([[1.0]], 0.95), ([1.0], 1.0)])
 def test_wrong_bootstrap_input_is_refused(items, level):
     with pytest.raises(ValueError, match="need items"):

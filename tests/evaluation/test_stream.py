@@ -1,5 +1,6 @@
 """One pass over the images: the same figures as all scores at once, whatever interrupts it."""
 
+import copy
 import csv
 import json
 import os
@@ -180,6 +181,11 @@ def test_another_evaluation_in_the_same_folder_is_refused(model, pairs, tmp_path
     before = results(tmp_path)
     with pytest.raises(ValueError, match=r"holds parts of another evaluation \(kept differ\)"):
         rank_images(model, pairs, {"x": bank}, {"x": 3}, tmp_path, **SMALL)
+    with torch.no_grad():
+        other = copy.deepcopy(model)
+        other.text_projection[1].bias[0] += 1e-3
+    with pytest.raises(ValueError, match=r"holds parts of another evaluation \(model differ\)"):
+        rank_images(other, pairs, {"x": bank}, {"x": 2}, tmp_path, **SMALL)
     assert results(tmp_path) == before
 
 
