@@ -3,11 +3,10 @@
 import contextlib
 import io
 import json
-import multiprocessing
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ from zslkit.data.files import whole
 from zslkit.data.kinds import code_of_kinds, pack_kinds, unpack_kinds
 from zslkit.data.strict import Strict, check_names, explain, nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
+from zslkit.report.executors import executing, renewed_pool
+
+_ALONE = threading.Lock()
 
 
 class Objective(Strict):
@@ -112,6 +114,7 @@ def run_sweep(
     variants: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     jobs: int | None = None,
+    executor: Executor | str | None = None,
 ):
     """Train and measure every variant with every seed; skip what is done under the same code.
 
@@ -132,6 +135,10 @@ def run_sweep(
         Runs at the same time, each in a process of its own, silent; by default as many as torch
         has threads, but one where there is an accelerator. 1 stays in this process and shows
         how each training goes.
+    executor : Executor or str, optional
+        What computes the runs instead: any ``concurrent.futures.Executor``, or the address of a
+        Dask scheduler. Its processes must see the same folders under the same paths and be
+        started in the same one; each computes one run at a time.
 
     Returns
     -------
@@ -154,7 +161,7 @@ def run_sweep(
         raise ValueError(f"jobs={jobs!r} must be a number of processes, at least 1, or None")
     runs = {(name, seed): _configure(base, variants, name, seed) for name in variants
             for seed in seeds}  # fmt: skip
-    with _pool(base, jobs) as start:
+    with executing(executor) as other, _pool(base, jobs, other) as start:
         results, failures = _run_all(runs, variants, start)
     if failures:
         raise RuntimeError(
@@ -291,7 +298,7 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
                            for which in part if which not in results | failures}  # fmt: skip
                 for done in as_completed(started):
                     which, error = started[done], done.exception()
-                    if isinstance(error, BrokenProcessPool):
+                    if isinstance(error, BrokenExecutor):
                         if len(part) > 1 or part is wave:
                             continue
                         error = RuntimeError("its process was killed, perhaps for want of memory")
@@ -304,34 +311,19 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
 
 
 @contextlib.contextmanager
-def _pool(base: RunConfig, jobs: int | None) -> Iterator[Callable]:
+def _pool(base: RunConfig, jobs: int | None, executor: Executor | None) -> Iterator[Callable]:
     """Give a function that starts a call: in this process for one job, else in others."""
+    kinds = pack_kinds()  # those of a notebook are not known to a new process
+    if executor is not None:
+        yield lambda *call: executor.submit(_quietly, kinds, *call)
+        return
     if jobs == 1:
         yield _call
         return
     if jobs is None:
         jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
-    kinds = pack_kinds()  # those of a notebook are not known to a new process
-
-    def new_pool() -> ProcessPoolExecutor:
-        # fork would copy torch's thread pools in an unknown state
-        return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
-
-    pool = new_pool()
-
-    def start(*call) -> Future:
-        nonlocal pool
-        try:
-            return pool.submit(_quietly, kinds, *call)
-        except BrokenProcessPool:
-            pool.shutdown()  # the others save before they end: their folders are free then
-            pool = new_pool()
-            return pool.submit(_quietly, kinds, *call)
-
-    try:
-        yield start
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with renewed_pool(jobs) as submit:
+        yield lambda *call: submit(_quietly, kinds, *call)
 
 
 def _call(function, *arguments) -> Future:
@@ -345,9 +337,10 @@ def _call(function, *arguments) -> Future:
 
 def _quietly(kinds: bytes | None, function, *arguments):
     """Call without the progress that several processes would write over each other."""
-    unpack_kinds(kinds)
     silent = io.StringIO()
-    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+    # random numbers, modes and output are the process's: threads of one must take turns
+    with _ALONE, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        unpack_kinds(kinds)
         return function(*arguments)
 
 
