@@ -30,9 +30,10 @@ OWN = {  # parameters that are a notebook's, not a run's
         *("preset", "image_encoders", "text_encoders", "other_weights", "max_images"),
         "timed_items",
     },
-    "03_train": {"preset", "held_out_split", "live_seconds"},
+    "03_train": {"preset", "held_out_split", "live_seconds", "processes"},
     "04_temperature_ablation": {
-        *("preset", "temperatures", "contrastive_weights", "seeds", "metric", "jobs")
+        *("preset", "temperatures", "contrastive_weights", "seeds", "metric", "jobs"),
+        "scheduler",
     },
     "05_zero_shot_evaluation": {
         *("run_dir", "prompt_sets", "label_spaces", "label_map", "wordnet", "shots", "n_query"),
@@ -45,7 +46,8 @@ OWN = {  # parameters that are a notebook's, not a run's
         *("run_dir", "other_run", "class_names", "image", "n_pairs", "max_images", "export_format")
     },
     "08_compare_objectives": {
-        *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs")
+        *("preset", "seeds", "objectives", "caption_noises", "metric", "jobs"),
+        "scheduler",
     },
 }
 
@@ -136,6 +138,23 @@ def test_training_notebook_declares_every_field_of_a_run():
     assert declared.keys() == RunConfig.model_fields.keys() | OWN["03_train"]
     for name, field in RunConfig.model_fields.items():  # papermill skips a second equals sign
         assert declared[name]["help"] == field.description.replace("=", " equals "), name
+
+
+def test_notebook_03_trains_in_two_processes_and_shows_what_they_say(tmp_path, tiny_settings):
+    settings = {name: value for name, value in tiny_settings.items() if value is not None}
+    results = run("03_train", tmp_path, **settings, processes=2, max_steps=3, held_out_split="test")
+    assert results["extra"]["steps"] == 3
+    run_dir = tmp_path / "03_train"
+    assert json.loads((run_dir / "inputs.json").read_text())["processes"] == 2
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert "held-out recall@10" in rows[-1]
+    shown = [
+        output.text
+        for cell in code_cells(tmp_path / "03_train.ipynb")
+        for output in cell.outputs
+        if output.output_type == "stream"
+    ]
+    assert any("step 3/3" in text for text in shown)
 
 
 def test_the_parameters_of_03_are_written_by_a_command():
@@ -475,7 +494,9 @@ def test_a_sweep_decides_over_five_seeds_under_towers_that_stay_frozen(name):
         ("05_zero_shot_evaluation", {"run_dir": "nowhere"}, "run_dir='nowhere': no run with"),
         ("05_zero_shot_evaluation", {"prompt_sets": ["clip8"]}, "did you mean clip80"),
         ("05_zero_shot_evaluation", {"label_spaces": "own"}, "label_spaces='own': must be a list"),
+        ("03_train", {"held_out_split": "tset"}, "held_out_split='tset': 'toy' has no such split"),
         ("04_temperature_ablation", {"temprature": 1}, "did you mean temperatures"),
+        ("04_temperature_ablation", {"metric": "hit@1"}, "metric='hit@1' is nothing that runs"),
         ("02_encoders", {"image_encodrs": ["x"]}, "did you mean image_encoders"),
         ("02_encoders", {"max_images": "many"}, "max_images='many': must be a whole number"),
         ("06_embedding_maps", {"max_thumbnail": 3}, "did you mean max_thumbnails"),

@@ -17,6 +17,7 @@ OWN = (
     'preset: str = "toy"  # starting values: toy, drawings, laptop, noisy or paper',
     'held_out_split: str = "dev"  # split measured after every epoch; None: not measured',
     "live_seconds: int = 2  # between two drawings of the live curves; 0: none",
+    "processes: int = 1  # that share each batch, started by torchrun; above 1 no live curves",
 )
 OUTPUT = '"reports/03_train"'
 

@@ -281,6 +281,7 @@ def report(
     portable: Annotated[
         bool, typer.Option("--portable", help="Equal bits on other makers' processors, slower.")
     ] = False,
+    scheduler: Annotated[Text, typer.Option(help="Dask scheduler, tcp://HOST:PORT.")] = None,
 ) -> None:
     """Run the notebooks headlessly and write a page over their results; or compare results."""
     if context.invoked_subcommand:
@@ -291,6 +292,7 @@ def report(
     plan = json.loads(settings.read_text()) if settings.is_file() else {}
     paths = sorted(notebooks.glob("[0-9]*.ipynb"))
     options = {"jobs": jobs, "fresh": fresh, "minutes": minutes, "portable": portable}
+    options |= {"executor": scheduler}
     index, failed = build_report(paths, output_dir, plan, **options)
     typer.echo(index)
     if failed:

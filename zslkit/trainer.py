@@ -133,7 +133,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 norm = clip_gradients(parameters, config.clip_norm)
                 if trust is not None:
                     terms["mean_trust"] = trust.mean()
-                terms = numbers({"loss": loss, **terms, "gradient_norm": norm})
+                terms = numbers({"loss": loss, **terms, "gradient_norm": norm}, of_all=True)
                 loss, norm = terms["loss"], terms["gradient_norm"]
                 if dist.any_process(not math.isfinite(loss + norm)):
                     # nothing is saved: this forward pass may have spoilt BatchNorm statistics

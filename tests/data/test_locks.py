@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zslkit.data.locks import locked
+from zslkit.data.locks import _started, locked
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_an_error_inside_releases_it(lock):
 
 def test_another_living_process_is_refused(lock):
     script = (
-        "import sys, time, pathlib\nfrom zslkit.data.locks import locked\n"
+        "import sys, time, pathlib\nfrom zslkit.data.locks import _started, locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"
     )
@@ -66,6 +66,19 @@ def test_another_living_process_is_refused(lock):
     process.communicate()
     with locked(lock):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_process_that_nobody_waited_for_has_ended(lock):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    write(lock, pid=child.pid, started=_started(child.pid))
+    with pytest.raises(BlockingIOError), locked(lock):
+        pass
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays what it is, a zombie
+    with locked(lock):
+        pass
+    child.communicate()
 
 
 def test_a_lock_of_a_process_that_has_ended_is_taken_over_and_said(lock, capsys):

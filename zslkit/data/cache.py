@@ -180,17 +180,18 @@ def caption_features(
 
     Those that a review has brought in are embedded apart from those that were there before.
     """
-    known = captions = np.array([text for group in pairs.captions for text in group], object)
+    known = captions = [text for group in pairs.captions for text in group]
     if (before := getattr(pairs, "unreviewed", None)) is not None:
-        known = np.array([text for group in before.captions for text in group], object)
+        known = [text for group in before.captions for text in group]
     # distinct and sorted: swapped captions are the same texts, so they share an entry
-    texts = np.unique(known)
-    features = tower_features(model, texts.tolist(), config, description).features
-    if len(new := np.setdiff1d(captions, texts)):
-        more = tower_features(model, new.tolist(), config, description).features
-        texts, features = np.concatenate([texts, new]), torch.cat([features, more])
-    order = np.argsort(texts)
-    return features, order[np.searchsorted(texts, captions, sorter=order)]
+    texts = sorted(set(known))
+    features = tower_features(model, texts, config, description).features
+    if new := sorted(set(captions).difference(texts)):
+        texts = texts + new
+        more = tower_features(model, new, config, description).features
+        features = torch.cat([features, more])
+    row_of = {text: row for row, text in enumerate(texts)}
+    return features, np.fromiter((row_of[text] for text in captions), int, len(captions))
 
 
 def _asked(

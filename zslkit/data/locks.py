@@ -97,11 +97,12 @@ def _may_live(holder: Mapping[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in ticks since boot with the boot's name; None where it is not told."""
+    """When a process began, in ticks since boot with the boot's name; None if not told or ended."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         # the name, in brackets, may hold spaces; the start is field 22, the 20th behind it
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return f"{boot} {fields[19]}"
+    # one that has ended and whose parent has not asked yet is there by name only
+    return None if fields[0] in "ZX" else f"{boot} {fields[19]}"

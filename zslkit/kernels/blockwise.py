@@ -5,7 +5,8 @@ over blocks finds the sums that normalise each row and column, a second one make
 again for the gradient, so that memory is O(N D + N block) instead of O(B N). All soft targets of
 a teacher have one form: with the fused teacher similarity f they are exp(scale f_ij + a_i + b_j),
 and only the vectors a and b are kept (transport: Sinkhorn's; teacher, progressive: a softmax is
-Sinkhorn's last half iteration).
+Sinkhorn's last half iteration). Vectors and sums over blocks are float64 whatever the matrices are:
+they cost nothing, and a rounded logarithm of a row's sum would shift the whole row.
 
 Dimensions: B = queries in this process, N = queries in all processes, D = embedding.
 """
@@ -27,51 +28,60 @@ _KINDS = {"none", "label_smoothing", "teacher", "progressive", "transport"}
 _SMALL = 2048 * 2048  # similarities in a matrix up to which writing it out costs little
 _BLOCK = 1 << 21  # similarities in a block: 8 MB, about what a core's share of a cache holds
 _AGREEMENT_ROWS = 64  # as in the objective
+_REACH, _SINKHORN_REACH = 70, 24  # of |logits|, so that exp of them and of potentials is in range
 
 
 class _Block:
     """Logits of a block of rows, for sums of exp(logits + row potential + column potential)."""
 
-    def __init__(self, logits: Tensor, bound: float):
+    def __init__(self, logits: Tensor, small: bool):
         self.logits = logits
         # One exp serves rows and columns, and the potentials become vectors to multiply with,
-        # where nothing can leave float32's range: Sinkhorn's are at most 2 bound + log N.
-        self.exp = logits.exp() if bound <= 24 else None
+        # where nothing can leave float32's range.
+        self.exp = logits.exp() if small else None
 
-    def row_sums(self, columns: Tensor) -> Tensor:
+    def row_sums(self, columns: Tensor | None = None) -> Tensor:
         """Give the logarithm of each row's sum."""
         if self.exp is None:
-            return _logsumexp(self.logits + columns, 1)
-        return (self.exp @ columns.exp()).log_()
+            return _logsumexp(self.logits + (0 if columns is None else self._like(columns)), 1)
+        sums = self.exp.sum(1) if columns is None else self.exp @ self._like(columns.exp())
+        return sums.double().log_()
 
-    def column_sums(self, rows: Tensor) -> Tensor:
+    def column_sums(self, rows: Tensor | None = None) -> Tensor:
         """Give the logarithm of each column's sum over the rows of the block."""
         if self.exp is None:
-            return _logsumexp(self.logits + rows[:, None], 0)
-        return (rows.exp() @ self.exp).log_()
+            return _logsumexp(self.logits + (0 if rows is None else self._like(rows)[:, None]), 0)
+        sums = self.exp.sum(0) if rows is None else self._like(rows.exp()) @ self.exp
+        return sums.double().log_()
 
-    def spread(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def spread(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Give exp(logits + rows + columns)."""
         if self.exp is None:
-            return (self.logits + rows[:, None]).add_(columns).exp_()
-        return (self.exp * rows.exp()[:, None]).mul_(columns.exp())
+            spread = self.logits + self._like(rows)[:, None]
+            return (spread if columns is None else spread.add_(self._like(columns))).exp_()
+        spread = self.exp * self._like(rows.exp())[:, None]
+        return spread if columns is None else spread.mul_(self._like(columns.exp()))
 
     def spread_both(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Give exp(logits + rows) + exp(logits + columns), in fewer passes over the block."""
         if self.exp is None:
-            one = (self.logits + rows[:, None]).exp_()
-            return one.add_((self.logits + columns).exp_())
-        return (rows.exp()[:, None] + columns.exp()).mul_(self.exp)
+            one = (self.logits + self._like(rows)[:, None]).exp_()
+            return one.add_((self.logits + self._like(columns)).exp_())
+        return (self._like(rows.exp())[:, None] + self._like(columns.exp())).mul_(self.exp)
+
+    def _like(self, vector: Tensor) -> Tensor:
+        return vector.to(self.logits.dtype)
 
 
 class _Targets(NamedTuple):
     """Soft targets of both directions without their matrices; see the module's text."""
 
-    left: Tensor | None  # (N, K): left @ right.T is the fused teacher similarity off the diagonal
+    left: Tensor | None  # (N, D) teacher embeddings of the rows and of the columns
     right: Tensor | None
     diagonal: Tensor | None  # (N,) own-pair similarity: cross-modal only
+    shares: tuple[float, float]  # of intra-modal similarity among the rows, among the columns
     scale: float
-    bound: float  # of |scale f|
+    small: bool  # whether exp of |scale f| and of the vectors below is in range
     rows: tuple[Tensor, Tensor]  # a, b of the direction whose queries are the rows, (N,) each
     columns: tuple[Tensor, Tensor]  # the same where they are the columns
     soft: tuple[Tensor, Tensor]  # 1 where a row's, a column's targets are soft, 0 where one-hot
@@ -80,15 +90,20 @@ class _Targets(NamedTuple):
     def turned(self) -> "_Targets":
         """Exchange the two directions."""
         return self._replace(
-            left=self.right, right=self.left, rows=self.columns[::-1],
-            columns=self.rows[::-1], soft=self.soft[::-1],
+            left=self.right, right=self.left, shares=self.shares[::-1],
+            rows=self.columns[::-1], columns=self.rows[::-1], soft=self.soft[::-1],
         )  # fmt: skip
 
     def block(self, start: int, stop: int) -> _Block:
         """Make the teacher's logits of some rows, (stop - start, N)."""
-        logits = self.left[start:stop] @ self.right.T
+        left, (among_rows, among_columns) = self.left[start:stop], self.shares
+        # v·t + w_t t·t are one product; nothing as large as the embeddings is kept for w_v v·v
+        queries = left + among_columns * self.right[start:stop] if among_columns else left
+        logits = queries @ self.right.T
+        if among_rows:
+            logits.addmm_(left, self.left.T, alpha=among_rows)
         logits.diagonal(start).copy_(self.diagonal[start:stop])
-        return _Block(logits.mul_(self.scale), self.bound)
+        return _Block(logits.mul_(self.scale), self.small)
 
 
 def fits(config: RunConfig, n_queries: int) -> bool:
@@ -162,24 +177,24 @@ def _make_targets(
     teacher: Embedded | None, config: RunConfig, progress: float, n: int, like: Tensor
 ) -> _Targets | None:
     """Find the vectors that the soft targets consist of; None when there are none."""
-    kind, zeros, ones = config.soft_targets, like.new_zeros(n), like.new_ones(n)
+    kind, ones = config.soft_targets, like.new_ones(n)
+    zeros = like.new_zeros(n, dtype=torch.float64)
     if kind == "label_smoothing":
         rest = config.label_smoothing / (n - 1) if n > 1 else 0.0
         # seen as a one-hot part beside an even one
-        return _Targets(None, None, None, 0.0, 0.0, (zeros,) * 2, (zeros,) * 2, (zeros,) * 2, rest)
+        none = (0 * ones,) * 2
+        return _Targets(None, None, None, (), 0.0, True, (zeros,) * 2, (zeros,) * 2, none, rest)
     if kind == "none" or teacher is None:
         return None
     image, text = (dist.gather(side.to(like.dtype)) for side in teacher)
-    left, right = image, text
-    w_image, w_text = config.image_similarity_weight, config.text_similarity_weight
-    if w_image or w_text:  # one product serves the three: v·t + w_t t·t + w_v v·v
-        left = torch.cat([image + w_text * text, w_image * image], dim=1)
-        right = torch.cat([text, image], dim=1)
+    shares = config.image_similarity_weight, config.text_similarity_weight
     iterations = config.sinkhorn_iterations if kind == "transport" else 0
     scale = 1 / (config.epsilon if kind == "transport" else config.teacher_temperature)
     own = (image * text).sum(dim=1) - OWN_PAIR_BELOW * config.remove_diagonal
-    bound = scale * _bound(left, right)
-    targets = _Targets(left, right, own, scale, bound, (zeros,) * 2, (zeros,) * 2, (ones,) * 2)
+    reach = _SINKHORN_REACH if iterations else _REACH  # its vectors are up to 2 |logits| + log N
+    bound = scale * (_bound(image, text) + sum(shares) * max(_bound(image), _bound(text)))
+    vectors = (zeros,) * 2, (zeros,) * 2, (ones,) * 2
+    targets = _Targets(image, text, own, shares, scale, bound <= reach, *vectors)
     for iteration in range(iterations + 1):
         targets = _sinkhorn_pass(targets, iteration == 0, iteration == iterations)
     if kind != "progressive":
@@ -229,9 +244,8 @@ class _Sweep:
         self.weight, self.gradients = weight, [torch.zeros_like(x), torch.zeros_like(y)]
         self.slopes = x.new_zeros(3, dtype=torch.float64)  # of both scales and the bias
         self.terms = x.new_zeros(4, dtype=torch.float64)
-        self.none, self.log_weights = y.new_zeros(len(y)), weights.log()
-        reach = _bound(x, y)
-        self.bounds = [float(scale) * reach if math.isfinite(reach) else reach for scale in scales]
+        self.log_weights, reach = weights.double().log(), _bound(x, y)
+        self.small = [math.isfinite(reach) and float(scale) * reach <= _REACH for scale in scales]
 
     def run(self) -> "_Sweep":
         """Go over the blocks twice."""
@@ -243,11 +257,11 @@ class _Sweep:
             own = similarity.diagonal(self.offset + start)
             slope = self._sigmoid(similarity, part, self.offset + start) if self.sigmoid else 0.0
             for k, (rows, columns) in potentials.items():
-                block = _Block(similarity * self.scales[k], self.bounds[k])
+                block = _Block(similarity * self.scales[k], self.small[k])
                 if self.both:
                     error = block.spread_both(rows[start:stop], columns)
                 else:
-                    error = block.spread(rows[start:stop], self.none)
+                    error = block.spread(rows[start:stop])
                 if k == 0:
                     wanted = part * (1 + self.both)
                     error.diagonal(self.offset + start).sub_(wanted)
@@ -266,16 +280,16 @@ class _Sweep:
     def _potentials(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Find the negative logarithm of each row's and column's sum, with the weights."""
         n, m = len(self.x), len(self.y)
-        rows = {k: self.x.new_zeros(n) for k in self.shares}
-        columns = {k: self.x.new_full((m,), -torch.inf) for k in self.shares}
+        like = self.terms  # float64
+        rows = {k: like.new_zeros(n) for k in self.shares}
+        columns = {k: like.new_full((m,), -torch.inf) for k in self.shares}
         for start, stop in _blocks(n, m):
             similarity = self.x[start:stop] @ self.y.T
             for k in self.shares:
-                block = _Block(similarity * self.scales[k], self.bounds[k])
-                rows[k][start:stop] = block.row_sums(self.none)
+                block = _Block(similarity * self.scales[k], self.small[k])
+                rows[k][start:stop] = block.row_sums()
                 if self.both:
-                    sums = block.column_sums(self.none[start:stop])
-                    columns[k] = torch.logaddexp(columns[k], sums)
+                    columns[k] = torch.logaddexp(columns[k], block.column_sums())
         for k in self.shares:
             total = rows[k] + columns[k] if self.both else rows[k]
             self.terms[k] += (self.weights * total).sum()
@@ -317,7 +331,7 @@ class _Sweep:
             block = targets.block(own, own + stop - start)
             soft_part = block.spread(a, b)
             self.terms[2] += (soft * soft_part.diagonal(own)).sum()
-            logs = (soft_part * block.logits).sum(1) + soft_part @ b + a
+            logs = (soft_part * block.logits).sum(1) + soft_part @ b.to(soft_part.dtype) + a
             self.terms[3] -= (soft * logs).sum()
             wanted += soft_part.mul_((soft * part)[:, None])
             if self.both:
@@ -364,10 +378,11 @@ def _blocks(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, n_rows)
 
 
-def _bound(x: Tensor, y: Tensor) -> float:
+def _bound(x: Tensor, y: Tensor | None = None) -> float:
     """Bound the absolute values of x @ y.T; infinite where reading it would wait for a device."""
     if x.device.type != "cpu":
         return math.inf  # a second exp costs an accelerator less than to run dry
+    y = x if y is None else y
     return (x.norm(dim=1).max() * y.norm(dim=1).max()).item()
 
 
@@ -379,4 +394,4 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def _logsumexp(values: Tensor, dim: int) -> Tensor:
     """Give torch.logsumexp, several times faster on the CPU; overwrites the values."""
     top = values.amax(dim, keepdim=True)
-    return values.sub_(top).exp_().sum(dim).log_() + top.squeeze(dim)
+    return values.sub_(top).exp_().sum(dim).double().log_() + top.squeeze(dim)

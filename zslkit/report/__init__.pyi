@@ -4,12 +4,14 @@ from . import cards as cards
 from . import checkpoints as checkpoints
 from . import comparison as comparison
 from . import execute as execute
+from . import executors as executors
 from . import findings as findings
 from . import headline as headline
 from . import index as index
 from . import inputs as inputs
 from . import notebook as notebook
 from . import options as options
+from . import processes as processes
 from . import provenance as provenance
 from . import reproduction as reproduction
 from . import results as results
@@ -28,6 +30,7 @@ from .comparison import comparison_tables as comparison_tables
 from .comparison import differing as differing
 from .comparison import facts as facts
 from .comparison import outcome_tables as outcome_tables
+from .executors import executing as executing
 from .findings import MIN_SEEDS as MIN_SEEDS
 from .findings import calibration_words as calibration_words
 from .findings import compared_words as compared_words
@@ -45,6 +48,7 @@ from .notebook import read_count as read_count
 from .notebook import read_list as read_list
 from .notebook import read_parameters as read_parameters
 from .options import read_config as read_config
+from .processes import train_in_processes as train_in_processes
 from .provenance import PACKAGES as PACKAGES
 from .provenance import SOURCES as SOURCES
 from .provenance import git_state as git_state
@@ -65,8 +69,10 @@ from .runner import build_report as build_report
 from .runner import declared as declared
 from .runner import follow as follow
 from .runner import run_notebook as run_notebook
+from .sweep import MEASURED as MEASURED
 from .sweep import OBJECTIVES as OBJECTIVES
 from .sweep import Objective as Objective
+from .sweep import check_metric as check_metric
 from .sweep import folder_of_run as folder_of_run
 from .sweep import read_objectives as read_objectives
 from .sweep import run_sweep as run_sweep

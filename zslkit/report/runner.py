@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from zslkit.data.files import project_root, write_json
 from zslkit.data.manifests import load_manifest
 from zslkit.data.strict import check_names
+from zslkit.report.executors import executing
 from zslkit.report.index import describe, write_index
 from zslkit.report.notebook import read_parameters
 from zslkit.report.numerics import PORTABLE
@@ -37,6 +38,11 @@ class Job(NamedTuple):
     portable: bool = False
     """Whether its numbers shall be equal on processors of different makers."""
 
+    def absolute(self) -> "Job":
+        """Give the same with paths that a process started elsewhere can follow."""
+        paths = (path.resolve() for path in self[:3])
+        return self._replace(**dict(zip(self._fields, paths, strict=False)))
+
 
 class Report(NamedTuple):
     """What :func:`build_report` made."""
@@ -55,6 +61,7 @@ def build_report(
     fresh: bool = False,
     minutes: float = 60.0,
     portable: bool = False,
+    executor: Executor | str | None = None,
 ) -> Report:
     """Run notebooks side by side; write each as HTML, and ``index.html`` over all of them.
 
@@ -79,6 +86,9 @@ def build_report(
     portable : bool
         Compute with :data:`~zslkit.report.numerics.PORTABLE` numerics, so that another processor
         gives equal bits.
+    executor : Executor or str, optional
+        What runs the notebooks instead of threads here: any ``concurrent.futures.Executor``, or
+        the address of a Dask scheduler whose workers see this folder under the same path.
 
     Raises
     ------
@@ -93,7 +103,8 @@ def build_report(
     todo = {name: job._replace(portable=portable) for name, job in todo.items()}
     folder.mkdir(parents=True, exist_ok=True)
     build = _Build(todo, folder, max(1, cores // (jobs or cores)), minutes, fresh)
-    build.run(jobs or cores)
+    with executing(executor) as other:
+        build.run(jobs or cores, other)
     entries = [describe(*job[:3], build.went[name]) for name, job in todo.items()]
     failed = [name for name in todo if build.went[name]["error"]]
     return Report(write_index(entries, folder / "index.html"), failed)
@@ -111,12 +122,12 @@ class _Build:
         self.known = json.loads(self.memory.read_text("utf-8")) if self.memory.exists() else {}
         self.went: dict[str, dict[str, Any]] = {}
 
-    def run(self, jobs: int) -> None:
+    def run(self, jobs: int, executor: Executor | None = None) -> None:
         """Bring every notebook up to date and fill ``went``, how it went by name."""
         sorter = TopologicalSorter({name: job.after for name, job in self.todo.items()})
         sorter.prepare()
         running: dict[Any, str] = {}
-        pool = ThreadPoolExecutor(jobs)
+        pool = executor or ThreadPoolExecutor(jobs)
         try:
             while sorter.is_active():
                 for name in sorter.get_ready():
@@ -124,12 +135,18 @@ class _Build:
                         sorter.done(name)
                     else:
                         self._begin(name)
-                        running[pool.submit(self._execute, name)] = name
+                        print(f"{name}: started", flush=True)
+                        job = self.todo[name].absolute()
+                        call = _timed, job, self.threads, self.minutes
+                        running[pool.submit(*call)] = name
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     self._end(running[future], *future.result())
                     sorter.done(running.pop(future))
         finally:
-            pool.shutdown(cancel_futures=True)  # after Ctrl-C those that wait shall not start
+            for future in running:
+                future.cancel()  # after Ctrl-C those that wait shall not start
+            if pool is not executor:
+                pool.shutdown()
 
     def _settled(self, name: str) -> bool:
         """Tell whether a notebook cannot or need not be run, and if so, how it went."""
@@ -149,12 +166,6 @@ class _Build:
             for results in self.todo[name].folder.glob("**/seed-*/results.json"):
                 results.replace(results.with_name("results-earlier.json"))
         self._know(name, key=self.keys[name])
-
-    def _execute(self, name: str) -> tuple[str, float]:
-        print(f"{name}: started", flush=True)
-        start = time.monotonic()
-        error = run_notebook(self.todo[name], self.threads, self.minutes)
-        return error, (time.monotonic() - start) / 60
 
     def _end(self, name: str, error: str, minutes: float) -> None:
         outputs, date = self._outputs(name), f"{datetime.now(timezone.utc):%Y-%m-%d}"
@@ -180,6 +191,13 @@ class _Build:
         self.went[name] = how
         words = how["error"].partition("\n")[0] or words
         print(f"{name}: {words} ({len(self.went)} of {len(self.todo)})", flush=True)
+
+
+def _timed(job: Job, threads: int, minutes: float) -> tuple[str, float]:
+    """Run a notebook; give its error and the minutes that it took."""
+    start = time.monotonic()
+    error = run_notebook(job, threads, minutes)
+    return error, (time.monotonic() - start) / 60
 
 
 def run_notebook(job: Job, threads: int, minutes: float | None = None) -> str:

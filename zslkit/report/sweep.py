@@ -3,10 +3,10 @@
 import contextlib
 import io
 import json
-import multiprocessing
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from zslkit.data.files import whole
 from zslkit.data.kinds import code_of_kinds, pack_kinds, unpack_kinds
 from zslkit.data.strict import Strict, check_names, explain, nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
+from zslkit.report.executors import executing, renewed_pool
+
+_ALONE = threading.Lock()
 
 
 class Objective(Strict):
@@ -81,11 +84,37 @@ def with_caption_noise(
     return variants
 
 
+MEASURED = (
+    *("zeroshot hit@1", "zeroshot hit@5"),
+    *(f"retrieval {way} recall@{k}" for way in ("text_to_image", "image_to_text")
+      for k in (1, 5, 10)),
+    *("retrieval rsum", "train_seconds", "self_mass", "target_entropy"),
+)  # fmt: skip
+"""What a run of a sweep is measured by."""
+
+
+def check_metric(metric: str, config: RunConfig) -> str:
+    """Give a metric back that the runs of a sweep will have.
+
+    Raises
+    ------
+    ValueError
+        If they will not, before anything is trained; it names the nearest.
+    """
+    known = [name for name in MEASURED if config.zeroshot_manifest or "zeroshot" not in name]
+    if metric not in known:
+        raise ValueError(
+            f"metric={metric!r} is nothing that runs measure; {nearest(metric, known)}"
+        )
+    return metric
+
+
 def run_sweep(
     base: RunConfig,
     variants: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     jobs: int | None = None,
+    executor: Executor | str | None = None,
 ):
     """Train and measure every variant with every seed; skip what is done under the same code.
 
@@ -106,6 +135,10 @@ def run_sweep(
         Runs at the same time, each in a process of its own, silent; by default as many as torch
         has threads, but one where there is an accelerator. 1 stays in this process and shows
         how each training goes.
+    executor : Executor or str, optional
+        What computes the runs instead: any ``concurrent.futures.Executor``, or the address of a
+        Dask scheduler. Its processes must see the same folders under the same paths and be
+        started in the same one; each computes one run at a time.
 
     Returns
     -------
@@ -128,7 +161,7 @@ def run_sweep(
         raise ValueError(f"jobs={jobs!r} must be a number of processes, at least 1, or None")
     runs = {(name, seed): _configure(base, variants, name, seed) for name in variants
             for seed in seeds}  # fmt: skip
-    with _pool(base, jobs) as start:
+    with executing(executor) as other, _pool(base, jobs, other) as start:
         results, failures = _run_all(runs, variants, start)
     if failures:
         raise RuntimeError(
@@ -258,32 +291,39 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
         # with frozen towers the first one alone: it fills the cache that the others read
         alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
         for wave in (teachers[:alone], teachers[alone:], students):
-            started = {start(_measure, runs[which]): which for which in wave}
-            for done in as_completed(started):
-                which = started[done]
-                if error := done.exception():
-                    failures[which] = error
-                else:
-                    results[which] = done.result()
-                bar.update()
+            # where one process was killed the pool gives up all: each of these again, alone, so
+            # that the one that is killed again loses its own run only
+            for part in (wave, *([which] for which in wave)):
+                started = {start(_measure, runs[which]): which
+                           for which in part if which not in results | failures}  # fmt: skip
+                for done in as_completed(started):
+                    which, error = started[done], done.exception()
+                    if isinstance(error, BrokenExecutor):
+                        if len(part) > 1 or part is wave:
+                            continue
+                        error = RuntimeError("its process was killed, perhaps for want of memory")
+                    if error:
+                        failures[which] = error
+                    else:
+                        results[which] = done.result()
+                    bar.update()
     return results, failures
 
 
 @contextlib.contextmanager
-def _pool(base: RunConfig, jobs: int | None) -> Iterator[Callable]:
+def _pool(base: RunConfig, jobs: int | None, executor: Executor | None) -> Iterator[Callable]:
     """Give a function that starts a call: in this process for one job, else in others."""
+    kinds = pack_kinds()  # those of a notebook are not known to a new process
+    if executor is not None:
+        yield lambda *call: executor.submit(_quietly, kinds, *call)
+        return
     if jobs == 1:
         yield _call
         return
     if jobs is None:
         jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
-    kinds = pack_kinds()  # those of a notebook are not known to a new process
-    # fork would copy torch's thread pools in an unknown state
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
-    try:
-        yield lambda *call: pool.submit(_quietly, kinds, *call)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with renewed_pool(jobs) as submit:
+        yield lambda *call: submit(_quietly, kinds, *call)
 
 
 def _call(function, *arguments) -> Future:
@@ -297,9 +337,10 @@ def _call(function, *arguments) -> Future:
 
 def _quietly(kinds: bytes | None, function, *arguments):
     """Call without the progress that several processes would write over each other."""
-    unpack_kinds(kinds)
     silent = io.StringIO()
-    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+    # random numbers, modes and output are the process's: threads of one must take turns
+    with _ALONE, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        unpack_kinds(kinds)
         return function(*arguments)
 
 
