@@ -12,7 +12,7 @@ report: $(VENV)/.complete
 	$(THREADS) $(PYTHON) -m zslkit report --portable $(ARGS)
 
 test: $(VENV)/.complete
-	$(THREADS) $(PYTHON) -m pytest
+	$(THREADS) OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 faults: $(VENV)/.complete
 	$(THREADS) $(PYTHON) benchmarks/faults.py $(ARGS)

@@ -74,6 +74,50 @@ def run_all(page):
     page.get_by_text("Run All Cells", exact=True).click()
 
 
+def saved(page, file):
+    """Save a notebook and wait until its file has the widgets' twins."""
+    before = file.stat().st_mtime_ns
+    page.locator(".lm-MenuBar-item", has_text="File").click()
+    page.get_by_text("Save Notebook", exact=True).click()
+    for _ in range(120):
+        if file.stat().st_mtime_ns > before and "zslkit-still" in file.read_text("utf-8"):
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"{file.name} was not saved")
+
+
+def open_without_kernel(browser, address):
+    """Open a notebook where no kernel can be started."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    page.set_default_timeout(60_000)
+    none = {"default": "", "kernelspecs": {}}
+    page.route("**/api/kernelspecs**", lambda route: route.fulfill(json=none))
+    page.route("**/api/sessions**", lambda route: route.fulfill(json=[]))
+    page.goto(address)
+    page.locator(".jp-Notebook").wait_for()
+    dialog = page.locator(".jp-Dialog")
+    dialog.first.wait_for()
+    page.keyboard.press("Escape")
+    dialog.first.wait_for(state="detached")
+    return page
+
+
+def assert_figures_stand_in(page, n_views):
+    """Check that each widget's twin is seen, and no word of what is missing."""
+    twins = page.locator(".zslkit-still")
+    playwright.expect(twins).to_have_count(n_views)
+    page.wait_for_timeout(3_000)  # the manager of widgets looks for a model for two seconds
+    for number in range(n_views):
+        twin = twins.nth(number)
+        twin.scroll_into_view_if_needed()
+        playwright.expect(twin).to_be_visible()
+        pictures = twin.locator("img, svg")
+        assert pictures.count()
+        assert pictures.first.bounding_box()["width"] > 30
+    for words in ("Error displaying widget", "Loading widget"):
+        playwright.expect(page.get_by_text(words).locator("visible=true")).to_have_count(0)
+
+
 def write_setting(settings, name, **values):
     path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,17 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-from .lab import CHROMIUM, OUTERMOST, chromium, jupyterlab, open_page, run_all  # noqa: E402
+from .lab import (  # noqa: E402
+    CHROMIUM,
+    OUTERMOST,
+    assert_figures_stand_in,
+    chromium,
+    jupyterlab,
+    open_page,
+    open_without_kernel,
+    run_all,
+    saved,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +41,7 @@ def test_curves_follow_the_kernel_and_stop_and_save_is_heard(tiny_settings, tmp_
         status, curve = monitor.get_by_role("status"), monitor.locator("polyline").first
         playwright.expect(status).to_contain_text("Step", timeout=120_000)
         before = status.inner_text(), curve.get_attribute("points")
-        playwright.expect(status).not_to_have_text(before[0])
+        playwright.expect(status).not_to_have_text(before[0], timeout=60_000)
         playwright.expect(curve).not_to_have_attribute("points", before[1])
         stop = monitor.get_by_role("button", name="stop and save")
         stop.focus()
@@ -47,6 +57,9 @@ def test_curves_follow_the_kernel_and_stop_and_save_is_heard(tiny_settings, tmp_
                 monitor.screenshot(path=Path(keep) / f"monitor-{theme.lower()}.png")
         last = page.locator(".jp-OutputArea-output", has_text="results.json")
         playwright.expect(last.last).to_be_attached(timeout=120_000)
+        saved(page, tmp_path / "train.ipynb")
+        again = open_without_kernel(browser, address.format(name="train"))
+        assert_figures_stand_in(again, 1)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["record"]
     assert record["interrupted"]
     assert record["steps"] > 1

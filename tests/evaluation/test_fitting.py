@@ -193,3 +193,12 @@ def test_a_training_on_frozen_towers_shows_the_closed_form_beside_it(frozen):
 def test_recall_sum_adds_both_ways_in_percent():
     ranks = {"text_to_image": np.array([0, 4, 9, 30]), "image_to_text": np.array([0, 2])}
     assert recall_sum(ranks) == pytest.approx(25 + 50 + 75 + 50 + 100 + 100)
+
+
+def test_weights_that_are_known_take_the_place_of_filtering():
+    train, dev = made(200, 0), made(50, 1)
+    weights = (torch.arange(400) % 3 > 0).float()
+    found = fit_closed_form(*train, "cca", dev=dev, filtered=True, trust=weights)
+    expected = Spectra(Moments(12, 6).add(*train, weights)).cca(**found.settings)
+    torch.testing.assert_close(found.maps.image_weight, expected.image_weight)
+    assert found.trust is weights

@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 import torch
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from zslkit.checkpoint import RunFacts
@@ -28,12 +30,16 @@ from zslkit.evaluation.explore import Namer, teacher_of
 from zslkit.evaluation.retrieval import embed_images
 from zslkit.evaluation.suspects import find_suspects
 from zslkit.objective import soft_targets
+from zslkit.plots.style import plain_text
+from zslkit.plots.training import learning_curves
 from zslkit.trainer import train
 from zslkit.widgets.embedding_map import EmbeddingMap
 from zslkit.widgets.explorer import ZeroShotExplorer
+from zslkit.widgets.live import PAGE
 from zslkit.widgets.microscope import SoftLabelMicroscope
-from zslkit.widgets.monitor import TrainingMonitor, _panel
+from zslkit.widgets.monitor import _CURVES, TrainingMonitor, _panel
 from zslkit.widgets.review import CaptionReview
+from zslkit.zeroshot.class_bank import build_class_bank
 from zslkit.zeroshot.classifier import ZeroShotClassifier
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -94,6 +100,20 @@ def test_typing_classes_and_prompts_changes_the_answer(explorer):
     explorer.k.value = 1
     assert len(explorer.predictions) == 1
     assert len(before) == 5
+
+
+def test_classes_are_embedded_for_others_without_those_already_known(run, monkeypatch):
+    explorer = ZeroShotExplorer(run, class_names=["red star", "blue moon"], debounce=0)
+    encode, asked = run.model.encode_text, []
+    monkeypatch.setattr(
+        run.model, "encode_text", lambda texts: asked.extend(texts) or encode(texts)
+    )
+    bank = explorer.class_bank(["blue moon", "green square"])
+    assert asked
+    assert all("green square" in text for text in asked)
+    monkeypatch.undo()
+    expected = build_class_bank(run.model, bank.class_names, run.config.prompt_templates)
+    torch.testing.assert_close(bank.embeddings, expected.embeddings, rtol=1e-4, atol=1e-5)
 
 
 def test_quotes_protect_commas_and_doubles_are_said(explorer):
@@ -684,6 +704,34 @@ def test_colours_follow_the_chosen_column(walk):
     assert walk.figure()._repr_png_()[:4] == b"\x89PNG"
 
 
+def test_a_map_has_the_colours_of_its_figure(walk):
+    names = sorted({EVIL, "a", "b"})  # in the order of its codes
+    colours = [to_hex(colour) for colour in walk.scatter.widget.color]
+    (axes,) = walk.figure().axes
+    drawn = {p.get_label(): to_hex(p.get_facecolor()[0]) for p in axes.collections}
+    words = [plain_text(name, 24, lines=1) for name in names]
+    assert dict(zip(words, colours, strict=True)) == drawn
+
+
+def test_a_view_leaves_a_twin_for_a_notebook_without_a_kernel(walk, monkeypatch):
+    shown, renewed = [], []
+    handle = SimpleNamespace(update=renewed.append)
+    monkeypatch.setattr(
+        "IPython.display.display", lambda what, **options: shown.append(what) or handle
+    )
+    monitor = TrainingMonitor(0)
+    for view in (walk, monitor):
+        view._ipython_display_()
+        bundle, twin = shown[-2:]
+        assert "application/vnd.jupyter.widget-view+json" in bundle
+        assert 'class="zslkit-still"' in twin.data
+    assert "data:image/png;base64," in shown[1].data
+    walk.colour.value = "similarity"
+    assert renewed[-1].data != shown[1].data
+    monitor.view.value = "<svg></svg>"
+    assert "<svg></svg>" in renewed[-1].data
+
+
 def test_a_map_wants_all_of_one_length():
     with pytest.raises(ValueError, match="2 points, 1 rows of the table and 3 thumbnails: all"):
         EmbeddingMap(np.zeros((2, 2)), pd.DataFrame({"class": ["a"]}), ["", "", ""])
@@ -729,13 +777,46 @@ def test_the_button_knows_the_kernel_and_when_all_is_over(tiny_settings, tmp_pat
 def test_a_curve_lies_where_its_numbers_say():
     history = [{"step": 1, "x": 2.0}, {"step": 2, "x": 4.0}, {"step": 3}, {"step": 4, "x": 3.0}]
     panel = _panel("t", {"x": "words", "absent": "nothing"}, history, 8)
-    assert panel["curves"] == [("words", 3.0, "37.5,100.0 75.0,0.0 150.0,50.0")]
-    assert (panel["low"], panel["high"]) == (2, 4)
+    assert panel["curves"] == [("words", "contrastive", 3.0, "37.5,100.0 75.0,0.0 150.0,50.0")]
+    assert panel["y_ticks"][0] == (100.0, "2")
+    assert panel["y_ticks"][-1] == (0.0, "4")
+    assert panel["x_ticks"] == [(0.0, "0"), (75.0, "2"), (150.0, "4"), (225.0, "6"), (300.0, "8")]
+
+
+def test_a_term_has_one_colour_in_the_live_curves_and_in_the_figure():
+    history = [{"step": 1, **dict.fromkeys(("loss", "contrastive_loss", "distillation_loss"), 1.0)}]
+    history[0] |= {"logit_scale": 2.0, "distillation_scale": 2.0, "learning_rate": 0.1}
+    style = str(PAGE.style())
+    for axes, (title, keys) in zip(learning_curves(history).axes, _CURVES.items(), strict=True):
+        drawn = {line.get_label(): line.get_color() for line in axes.lines}
+        for words, kind, *_ in _panel(title, keys, history, 1)["curves"]:
+            colour = {"black": "currentColor"}.get(drawn[words], drawn[words])
+            rule = "polyline {fill: none; stroke-width: 1.6; stroke: currentColor"
+            if kind != "total":
+                rule = f".{kind} {{stroke: {colour}"
+            assert rule in style
+            assert (colour == "currentColor") == (kind == "total")
+
+
+def test_the_button_ends_with_the_cell_in_which_the_training_stopped(monkeypatch):
+    shell = InteractiveShell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monitor = TrainingMonitor()
+    facts = SimpleNamespace(total_steps=9)
+    for step in (1, 2):
+        row = {"step": step, "epoch": 0, "loss": 1.0}
+        monitor(SimpleNamespace(history=[], facts=facts), row)
+    assert not monitor.stop.over
+    shell.events.trigger("post_run_cell", None)
+    assert monitor.stop.over
+    monitor.stop.over = False
+    shell.events.trigger("post_run_cell", None)  # of another cell
+    assert not monitor.stop.over
 
 
 def test_a_long_curve_is_thinned_to_its_end():
     history = [{"step": step, "x": 1.0} for step in range(1, 5001)]
-    ((_, _, points),) = _panel("t", {"x": "x"}, history, 5000)["curves"]
+    ((*_, points),) = _panel("t", {"x": "x"}, history, 5000)["curves"]
     assert 200 < len(points.split()) <= 301
     assert points.endswith("300.0,100.0")
 

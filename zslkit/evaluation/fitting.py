@@ -63,6 +63,7 @@ def fit_closed_form(
     *,
     dev: Features | None = None,
     filtered: bool = False,
+    trust: Tensor | None = None,
     k: int | None = None,
 ) -> ClosedForm:
     """Fit linear maps to cached features, exactly, in one pass and without gradients.
@@ -82,6 +83,8 @@ def fit_closed_form(
         last fifth of the images, which the final fit has learnt from too.
     filtered : bool
         Weigh captions by :func:`zslkit.data.caption_trust.held_out_trust`.
+    trust : Tensor of shape (M,), optional
+        Weigh captions by this instead, such as the ``trust`` of an earlier fit.
     k : int, optional
         Dimensions kept, for ``cca``.
 
@@ -96,7 +99,8 @@ def fit_closed_form(
     """
     if kind not in GRIDS:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(GRIDS)}")
-    trust = held_out_trust(images, texts, owner) if filtered else None
+    if filtered and trust is None:
+        trust = held_out_trust(images, texts, owner)
     cut = len(images) if dev is not None else len(images) - max(1, len(images) // 5)
     place = int(torch.searchsorted(owner.contiguous(), cut))
     parts = [(images[:cut], texts[:place], owner[:place], slice(place))]
@@ -169,7 +173,7 @@ def fit_projections(model: DualEncoder, data: Any, config: RunConfig) -> ClosedF
         filtered=config.pair_trust,
         k=config.embedding_dim,
     )
-    _load(model, found.maps, config)
+    load_maps(model, found.maps, config)
     if found.trust is not None:
         trust = torch.zeros(len(kept))
         trust[kept] = found.trust
@@ -206,8 +210,14 @@ def _dev_features(model: DualEncoder, config: RunConfig) -> Features | None:
 
 
 @torch.no_grad()
-def _load(model: DualEncoder, maps: LinearMaps, config: RunConfig) -> None:
-    """Write maps into the projections, scaled to lengths that training expects, about 1."""
+def load_maps(model: DualEncoder, maps: LinearMaps, config: RunConfig) -> None:
+    """Write maps into the projections, scaled to lengths that training expects, about 1.
+
+    Raises
+    ------
+    ValueError
+        If the projections have too few dimensions.
+    """
     n = len(maps.image_weight)
     if n > config.embedding_dim:
         raise ValueError(

@@ -71,6 +71,8 @@ def _is_for_readers(output: Any) -> bool:
         return output.name == "stdout" and bool(output.text.strip())  # the other has warnings
     if output.output_type == "error":
         return True
+    if 'class="zslkit-still"' in "".join(output.data.get("text/html", "")):
+        return False  # a live view's twin: the page shows its figure below
     views = [kind for kind in output.data if kind.startswith("application/vnd.jupyter.widget")]
     for kind in views:
         del output.data[kind]

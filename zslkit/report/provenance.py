@@ -1,6 +1,7 @@
 """Where a result comes from: settings, data, code, packages and machine, as plain JSON."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -62,8 +63,12 @@ def _decided(settings: Mapping[str, Any]) -> dict[str, str]:
     return {"review_checksum": checksum(copy if copy.is_file() else review)}
 
 
+@functools.cache
 def installed() -> dict[str, str]:
-    """Give the version of every installed package, by its name in lower case."""
+    """Give the version of every installed package, by its name in lower case.
+
+    Read once: hundreds of files, and what this process has imported stays as it is.
+    """
     return {(d.name or "").lower(): d.version for d in metadata.distributions()}
 
 

@@ -1,5 +1,6 @@
 """A map of embeddings to walk through."""
 
+import base64
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -74,15 +75,33 @@ class EmbeddingMap(Box):
         """Draw the map as a Figure, in the colours of at most seven values, the most frequent."""
         from zslkit.plots.maps import MapPanel, embedding_maps
 
-        values = self._table[self.colour.value].astype(str)
-        names = values.value_counts().index.tolist()
+        values, names = self._names()
         panel = MapPanel(self.colour.value, np.asarray(self._points), np.empty((0, 2)), ())
         return embedding_maps([panel], values.tolist(), names, names[:7])
 
+    def _names(self) -> tuple[pd.Series, list[str]]:
+        """Give what the points are coloured by, and its values, the most frequent first."""
+        values = self._table[self.colour.value].astype(str)
+        return values, values.value_counts().index.tolist()
+
+    def _still(self) -> str:
+        picture = self.figure()._repr_png_()
+        return str(PAGE.still("", base64.b64encode(picture).decode()))
+
     def _paint(self, change: Any = None) -> None:
-        column = self.colour.value
-        self.scatter.color(by=column, map="auto", norm=None)
+        from zslkit.plots.style import class_styles
+
+        column, colours = self.colour.value, "auto"
+        if self._table[column].dtype.kind not in "fiu":  # the colours of the figure
+            _, names = self._names()
+            styles = class_styles(names[:7], names)
+            found = {
+                name: styles.get(name, styles.get("")) for name in sorted(names)
+            }  # as its codes
+            colours = {name: "#000000" if c == "black" else c for name, (c, *_) in found.items()}
+        self.scatter.color(by=column, map=colours, norm=None)
         self.scatter.legend(self._table[column].nunique() <= 12)
+        self._renew()
 
     def _choose(self, change: Any = None) -> None:
         table = self.selected

@@ -56,11 +56,32 @@ class _Superseded(Exception):
 
 
 class Box(ipywidgets.VBox):
-    """A column with a line of words and a view, which says what an exported page lacks."""
+    """A column with a line of words and a view, which says what an exported page lacks.
+
+    Below it, hidden while it lives, stands what it shows: a notebook that was saved and is opened
+    again without a kernel shows that in its place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.message, self.view = ipywidgets.HTML(), ipywidgets.HTML()
+        self.message, self.view, self._twin = ipywidgets.HTML(), ipywidgets.HTML(), None
+        self.view.observe(self._renew, "value")
+
+    def _ipython_display_(self, **options: Any) -> None:
+        from IPython.display import HTML, display
+
+        display(self._repr_mimebundle_(), raw=True)
+        self._twin = display(HTML(self._still()), display_id=True)
+
+    def _still(self) -> str:
+        """Give what is shown now as a page of its own."""
+        return str(PAGE.still(self.view.value))
+
+    def _renew(self, change: Any = None) -> None:
+        if self._twin is not None:
+            from IPython.display import HTML
+
+            self._twin.update(HTML(self._still()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: live in JupyterLab; an exported page has only its figure"
@@ -155,13 +176,14 @@ class Live(Box):
 
 def control(kind: type, description: str, **options: Any) -> ipywidgets.Widget:
     """Make a control that is as wide as its column."""
-    style, layout = {"description_width": "130px"}, {"width": "97%", "max_width": "460px"}
+    style, layout = {"description_width": "150px"}, {"width": "97%", "max_width": "460px"}
     return kind(description=description, style=style, layout=layout, **options)
 
 
 def upload_button() -> ipywidgets.FileUpload:
     """Make the button that takes a photo."""
-    return ipywidgets.FileUpload(accept="image/*", description="upload a photo")
+    layout = {"width": "max-content"}  # else the words are cut
+    return ipywidgets.FileUpload(accept="image/*", description="upload a photo", layout=layout)
 
 
 def name_of(run_or_model: Any) -> str:

@@ -43,15 +43,32 @@ class TrainingMonitor(Box):
             raise ValueError(f"seconds={seconds} must be a number, 0 or more")
         super().__init__()
         self.seconds, self._due, self.stop = seconds, 0.0, _StopButton(kernel=_kernel_id())
+        self._watched = False
         self.children = [ipywidgets.HTML(str(PAGE.style())), self.stop, self.message, self.view]
         self._say("The curves come with the first step.")
 
     def __call__(self, run: Run, row: Mapping[str, float]) -> None:
         """Draw the curves if it is time."""
+        self._end_with_cell()
         self.stop.over = row["step"] == run.facts.total_steps
         if self.stop.over or time.monotonic() >= self._due:
             self._due = time.monotonic() + self.seconds
             self._draw([*run.history, row], run.facts.total_steps)
+
+    def _end_with_cell(self) -> None:
+        """Let the button end with the cell: a training that was stopped says no more."""
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        if shell is None or self._watched:
+            return
+        self._watched = True
+
+        def end(result: Any) -> None:
+            self.stop.over = True
+            shell.events.unregister("post_run_cell", end)
+
+        shell.events.register("post_run_cell", end)
 
     def _draw(self, history: Sequence[Mapping[str, float]], total: int) -> None:
         row, keys = history[-1], dict.fromkeys(key for row in history for key in row)
@@ -72,6 +89,10 @@ _CURVES = {
     "logit scale": {"logit_scale": "contrastive", "distillation_scale": "distillation"},
     "learning rate": {"learning_rate": "learning rate"},
 }
+
+
+# what a curve says → its class in the style; held-out figures have the first colour, as in figures
+_KINDS = {"total": "total", "distillation": "distillation", "learning rate": "rate"}
 
 
 _POINTS = 300  # of a curve, at most: a page is sent to the browser each time
@@ -96,11 +117,24 @@ def _panel(title: str, keys: Mapping[str, str], history: Sequence, total: int) -
             curves[words] = points
     values = [value for points in curves.values() for _, value in points if math.isfinite(value)]
     low, high = min(values, default=0.0), max(values, default=0.0)
+
+    def height(value: float) -> float:
+        return round(100 - 100 * (value - low) / (high - low or 1), 1)
+
     lines = [
-        (words, points[-1][1], " ".join(
-            f"{300 * step / total:.1f},{100 - 100 * (value - low) / (high - low or 1):.1f}"
-            for step, value in points
+        (words, _KINDS.get(words, "contrastive"), points[-1][1], " ".join(
+            f"{300 * step / total:.1f},{height(value):.1f}" for step, value in points
         ))
         for words, points in curves.items()
     ]  # fmt: skip
-    return {"title": title, "low": low, "high": high, "total": total, "curves": lines}
+    y_ticks = [(height(value), f"{value:.4g}") for value in _ticks(low, high)]
+    x_ticks = [(round(300 * step / total, 1), f"{step:,.0f}") for step in _ticks(0, total, whole=1)]
+    return {"title": title, "curves": lines, "x_ticks": x_ticks, "y_ticks": y_ticks}
+
+
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Choose round numbers between two, as figures do."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(4, integer=bool(whole)).tick_values(low, high)
+    return [float(tick) for tick in ticks if low <= tick <= high]
