@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from zlib import adler32
 
 import numpy as np
 
@@ -20,6 +21,7 @@ END = "\0"  # between texts in one piece of bytes; no caption may hold it
 
 _BLOCK = 512
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # WebDataset: the key ends at the first dot
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _LONGEST_NAME = 1 << 16  # bytes of a GNU long name or of PAX records; paths have 4,096 at most
 _WITHOUT_DATA = b"123456"  # links, devices, folders
 
@@ -165,10 +167,14 @@ def read_captions(content: bytes, caption_field: str | None) -> list[str]:
                     f"{type(item).__name__}"
                 )
     captions = ["" if item is None else str(item).strip() for item in values]
-    for caption in captions:
-        if END in caption or any("\ud800" <= letter <= "\udfff" for letter in caption):
-            raise ValueError(f"a caption has a NUL or half a surrogate pair: {caption!r:.80}")
+    _check_captions(captions)
     return [caption for caption in captions if caption]
+
+
+def _check_captions(captions: list[str]) -> None:
+    for caption in captions:
+        if _UNSTORABLE.search(caption):
+            raise ValueError(f"a caption has a NUL or half a surrogate pair: {caption!r:.80}")
 
 
 def join(parts: list[Samples]) -> Samples:
@@ -214,9 +220,14 @@ def _check_counts(path: Path, samples: dict[str, list], faults: list[str]) -> No
 
 
 def _check_sum(path: Path, offset: int, header: bytes) -> None:
+    # the low half of Adler-32 is 1 + the sum modulo 65,521: exact for 256 bytes, and far quicker
+    # than sum(); the noted sum itself counts as eight blanks
+    total = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) + 8 * 32 - 1
+    total -= adler32(header[148:156]) & 0xFFFF
+    if header[148:154] == b"%06o" % total and header[154] in b"\0 ":  # as nearly all write it
+        return
     noted = _number(path, offset, header[148:156])
     rest = header[:148] + header[156:]
-    total = 8 * 32 + sum(rest)  # the sum itself counts as eight blanks
     if noted != total and noted != total - 256 * sum(byte > 127 for byte in rest):
         raise _damaged(path, offset, f"the header's sum is {total}, it says {noted}")
 
