@@ -73,8 +73,8 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], int]] = {
     "shard": (read_shard, 400_000),
     "index": (read_index, 100_000),
     "label_space": (partial(read_label_space, ".json"), 250_000),
-    "label_space_text": (partial(read_label_space, ".txt"), 250_000),
-    "image": (read_image, 120_000),
+    "label_space_text": (partial(read_label_space, ".txt"), 350_000),
+    "image": (read_image, 30_000),
 }
 """Function, and how many executions the long run takes."""
 
