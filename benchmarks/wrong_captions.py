@@ -157,7 +157,7 @@ class Noise:
             began = time.process_time()
             found = zk.fit_closed_form(*self.train, kind=kind, dev=self.dev, filtered=filtered,
                                        trust=trust)  # fmt: skip
-            seconds = time.process_time() - began + filtered * self.seconds["trust"]
+            seconds = time.process_time() - began + (self.seconds["trust"] if filtered else 0)
             self.fits[kind, filtered] = found, seconds
         return self.fits[kind, filtered]
 
