@@ -4,6 +4,7 @@ import torch
 
 from zslkit.data.images import BrokenImageError
 from zslkit.data.sampling import (
+    believed_captions,
     caption_choice,
     draw_caption,
     epoch_order,
@@ -206,3 +207,12 @@ def test_batches_use_the_drawn_captions():
     for batch in epoch(pairs, seed=2, epoch=3):
         expected = [draw_caption(pairs.captions[i], 2, 3, i) for i in batch.indices.tolist()]
         assert batch.texts == expected
+
+
+def test_only_believed_captions_are_drawn_and_all_where_none_is():
+    trust = np.array([0.9, 0.1, 0.8, 0.0, 0.1, 0.3])
+    rows, counts = believed_captions(trust, np.array([3, 2, 1]))
+    assert rows.tolist() == [0, 2, 3, 4, 5]
+    assert counts.tolist() == [2, 2, 1]
+    assert believed_captions(trust, np.array([3, 2, 1]), least=0.35)[0].tolist() == [0, 2, 3, 4, 5]
+    assert believed_captions(trust, np.array([3, 3]), least=0.2)[0].tolist() == [0, 2, 5]

@@ -166,6 +166,32 @@ def caption_choice(n_captions, seed: int, epoch: int, index):
     return choice if choice.ndim else int(choice)
 
 
+def believed_captions(
+    trust: np.ndarray, n_captions: np.ndarray, least: float = 0.2
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the captions that epochs draw from: those believed, all where an image has none.
+
+    Parameters
+    ----------
+    trust : array of shape (M,)
+        Probability that each caption is right.
+    n_captions : array of shape (N,), int
+        Captions of each image.
+    least : float
+        Trust from which on a caption is believed; few lie between the clear cases.
+
+    Returns
+    -------
+    rows, n_captions : array of shape (K,) and (N,), int
+        Which captions these are, rising, and how many each image has of them.
+    """
+    owner = np.repeat(np.arange(len(n_captions)), n_captions)
+    believed = trust >= least
+    left = np.bincount(owner, weights=believed, minlength=len(n_captions))
+    rows = np.flatnonzero(believed | (left[owner] == 0))
+    return rows, np.bincount(owner[rows], minlength=len(n_captions))
+
+
 def draw_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> str:
     """Return the caption of image ``index`` that an epoch uses."""
     return captions[caption_choice(len(captions), seed, epoch, index)]

@@ -14,7 +14,13 @@ from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.cache import caption_features, tower_features
 from zslkit.data.caption_trust import believe_captions, caption_losses, held_out_trust
 from zslkit.data.named import training_pairs
-from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
+from zslkit.data.sampling import (
+    believed_captions,
+    caption_choice,
+    epoch_order,
+    iterate_batches,
+    n_batches,
+)
 from zslkit.data.weights import fingerprint
 from zslkit.data.words import duplicate_share
 from zslkit.encoders.dual import DualEncoder
@@ -71,6 +77,7 @@ class TrainingData:
         self.usable = np.arange(len(self.pairs))
         self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
         self.first_caption = np.cumsum(self.captions_of) - self.captions_of
+        self.draw_from(np.ones(self.captions_of.sum()))
         if parse_tower_mode(config.image_tower) == 0:
             found = tower_features(model, self.pairs, config, "training images")
             self.image_features, self.broken = found
@@ -194,9 +201,14 @@ class TrainingData:
         trust[kept] = believed
         return trust
 
+    def draw_from(self, trust: np.ndarray | Tensor) -> None:
+        """Let epochs draw captions only from those that ``trust`` (M,) believes."""
+        self.drawn, counts = believed_captions(np.asarray(trust), self.captions_of)
+        self.n_drawn, self.first_drawn = counts, np.cumsum(counts) - counts
+
     def _captions(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        choice = caption_choice(self.captions_of[rows], self.config.seed, epoch, rows)
-        return self.first_caption[rows] + choice
+        choice = caption_choice(self.n_drawn[rows], self.config.seed, epoch, rows)
+        return self.drawn[self.first_drawn[rows] + choice]
 
     def _texts(self, rows: np.ndarray, captions: np.ndarray) -> list[str] | Tensor:
         if self.text_features is None:
