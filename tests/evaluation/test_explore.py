@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from zslkit.config import RunConfig
+from zslkit.data.cache import tower_features
+from zslkit.data.images import BrokenImageError
 from zslkit.data.pairs import open_pairs
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.evaluation.explore import Namer, embed_batch, overview, target_table, teacher_of
@@ -167,6 +169,33 @@ def test_a_batch_is_embedded_row_by_row(model, config):
         photo = model.encode_image(view[None])[0]
     torch.testing.assert_close(embedded.text[1], alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(embedded.image[1], photo, rtol=1e-4, atol=1e-5)
+
+
+def test_images_whose_features_are_kept_pass_no_tower(model, config, tmp_path, monkeypatch):
+    frozen = {"image_tower": "frozen", "cache_dir": str(tmp_path)}
+    config, pairs = config.model_copy(update=frozen), open_pairs(config.manifest, "train")
+    rows, images, expected = embed_batch(model.eval(), pairs, [9, 1, 4, 2], config)
+    assert not list(tmp_path.iterdir())  # four of 32 are no reason to embed all
+    tower_features(model, pairs, config, "images")
+    monkeypatch.setattr(model.image_tower, "forward", None)
+    again, looked_at, found = embed_batch(model, pairs, [9, 1, 9, 4, 2], config)
+    assert again == rows == [9, 1, 4, 2]
+    assert all(map(torch.equal, images, looked_at))
+    torch.testing.assert_close(found.image, expected.image, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.text, expected.text)
+    read = pairs.read_pixels
+
+    def lost(row):
+        if row == 1:
+            raise BrokenImageError("gone since")
+        return read(row)
+
+    monkeypatch.setattr(pairs, "read_pixels", lost)
+    assert embed_batch(model, pairs, [9, 1, 4], config)[0] == [9, 4]
+    bank = build_class_bank(model, ["red star", "blue moon"], ["{}"])
+    assert len(overview(model, {"train": pairs}, bank, 16, config)[0]) == 16
+    with pytest.raises(TypeError):  # the tower that is no more
+        overview(model, {"train": pairs}, bank, 16)
 
 
 def test_one_image_is_no_batch(model, config):

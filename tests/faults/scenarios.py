@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +32,12 @@ import torch
 
 import zslkit.checkpoint
 import zslkit.data.cache
+import zslkit.data.parts
 import zslkit.teacher
 import zslkit.trainer
 from zslkit.config import RunConfig
+from zslkit.data.named import training_pairs
+from zslkit.data.sampling import epoch_order
 from zslkit.report.checkpoints import latest_checkpoint
 from zslkit.report.run_folder import read_history, read_settings, recorded_facts
 from zslkit.trainer import train
@@ -48,8 +52,10 @@ RUNS = {
     "progressive, SGD": {"soft_targets": "progressive", "optimizer": "sgd"},
     "transport, two chunks": {"soft_targets": "transport", "accumulation": 2},
     "trust, frozen towers": {**FROZEN, "pair_trust": True, "pair_trust_epoch": 1, "cache_dir": "x"},
+    "trust, trained towers": {"pair_trust": True, "pair_trust_epoch": 1},
 }
 """Every teacher, with dropout; towers that train have BatchNorm."""
+ONE_PROCESS = [name for name in RUNS if name != "trust, trained towers"]
 
 
 class Outcome(NamedTuple):
@@ -71,8 +77,8 @@ class Ground:
         manifest = {"name": "tiny", "kind": "toy", **words, "image_size": 32}
         manifest["splits"] = {split: {"scenes": split, "n": 20} for split in ("train", "test")}
         (self.folder / "tiny.json").write_text(json.dumps(manifest))
-        self.whole = cache(self._whole)
-        self.times: dict[str, float] = {}
+        self.made = cache(self._make)
+        self.times: dict[tuple[str, int], float] = {}
 
     def config(self, name: str, folder: Path, **changes) -> RunConfig:
         """Give the settings of a run in a folder."""
@@ -89,8 +95,12 @@ class Ground:
             **own,
         })  # fmt: skip
 
-    def _whole(self, name: str) -> Path:
-        folder = self.folder / "whole" / name.replace(" ", "_").replace(",", "")
+    def whole(self, name: str, processes: int = 1) -> Path:
+        """Give the folder of an undisturbed run."""
+        return self.made(name, processes)
+
+    def _make(self, name: str, processes: int) -> Path:
+        folder = self.folder / f"whole {processes}" / name.replace(" ", "_").replace(",", "")
         folder.mkdir(parents=True)
         imported = folder / "imported.json"
 
@@ -103,20 +113,20 @@ class Ground:
 
             os._exit = leave
 
-        assert ended(spawn(self.config(name, folder), note_imports)) == 0
+        assert {*map(ended, start(self.config(name, folder), processes, note_imports))} == {0}
         for module in json.loads(imported.read_text()):  # late imports, paid once for all children
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
         return folder / "run"
 
-    def seconds(self, name: str) -> float:
+    def seconds(self, name: str, processes: int = 1) -> float:
         """How long an undisturbed run takes here, once all is imported."""
-        self.whole(name)
-        if name not in self.times:
+        self.whole(name, processes)
+        if (name, processes) not in self.times:
             began, folder = time.monotonic(), Path(tempfile.mkdtemp(dir=self.folder))
-            assert ended(spawn(self.config(name, folder))) == 0
-            self.times[name] = time.monotonic() - began
-        return self.times[name]
+            assert {*map(ended, start(self.config(name, folder), processes))} == {0}
+            self.times[name, processes] = time.monotonic() - began
+        return self.times[name, processes]
 
 
 def spawn(config: RunConfig, prepare: Callable[[], None] = lambda: None) -> int:
@@ -136,10 +146,32 @@ def spawn(config: RunConfig, prepare: Callable[[], None] = lambda: None) -> int:
         code = 3
     except (FloatingPointError, OSError, ValueError, RuntimeError):
         code = 4
-        if os.environ.get("ZSLKIT_FAULTS_VERBOSE"):
-            Path(config.output_dir, "error.txt").write_text(traceback.format_exc())
+        error_of(config).write_bytes(traceback.format_exc().encode())
     finally:
         os._exit(code)
+
+
+def error_of(config: RunConfig) -> Path:
+    """Say where a process that ended with 4 leaves its error: beside the folder of the run."""
+    return Path(f"{config.output_dir}.error.txt")
+
+
+def start(config: RunConfig, processes: int, prepare: Callable[[], None] = lambda: None) -> list:
+    """Fork processes that train together, over gloo on the loopback; give their numbers."""
+    if processes == 1:
+        return [spawn(config, prepare)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place |= {"WORLD_SIZE": str(processes)}
+    if sys.platform == "linux":
+        place["GLOO_SOCKET_IFNAME"] = "lo"
+
+    def join(rank: int) -> None:
+        os.environ.update(place, RANK=str(rank))
+        prepare()
+
+    return [spawn(config, partial(join, rank)) for rank in range(processes)]
 
 
 def ended(pid: int) -> int:
@@ -168,15 +200,18 @@ def same(one: Path, other: Path) -> bool:
     return folders[0].name == folders[1].name and hashes[0] == hashes[1] and losses[0] == losses[1]
 
 
-def finish(ground: Ground, name: str, config: RunConfig) -> tuple[int, int]:
+def finish(ground: Ground, name: str, config: RunConfig, processes: int = 1) -> tuple[int, int]:
     """Let a disturbed run go on to its end: did it arrive, and was it equal."""
-    arrived = ended(spawn(config.model_copy(update={"resume": True}))) == 0
-    return int(arrived), int(arrived and same(Path(config.output_dir), ground.whole(name)))
+    resumed = start(config.model_copy(update={"resume": True}), processes)
+    arrived = {*map(ended, resumed)} == {0}
+    return int(arrived), int(
+        arrived and same(Path(config.output_dir), ground.whole(name, processes))
+    )
 
 
 def killed(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
     """Kill a run again and again, at any moment, until it gets through."""
-    name = rng.choice([*RUNS])
+    name = rng.choice(ONE_PROCESS)
     config, longest, kills = ground.config(name, folder), 1.2 * ground.seconds(name), 0
     while True:
         pid = spawn(config.model_copy(update={"resume": kills > 0}))
@@ -193,9 +228,39 @@ def killed(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
     return Outcome(kills, arrived * kills, equal * kills)
 
 
+def killed_in_two(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
+    """Kill one of two processes, or both at once, again and again until they get through.
+
+    Whoever is left is ended as torchrun does it: by SIGTERM, and SIGKILL if it still waits.
+    """
+    name, most = rng.choice([*RUNS]), 6
+    config, longest, kills = ground.config(name, folder), 1.1 * ground.seconds(name, 2), 0
+    while kills < most:
+        pids = start(config.model_copy(update={"resume": kills > 0}), 2)
+        doomed = rng.choice([pids[:1], pids[1:], pids])
+        time.sleep(rng.uniform(0.02, longest))
+        codes: dict[int, int | None] = {pid: has_ended(pid, 0.001) for pid in pids}
+        hit = [pid for pid in doomed if codes[pid] is None]
+        for pid in hit:
+            os.kill(pid, signal.SIGKILL)
+        for number, patience in ((signal.SIGTERM, 0.5), (signal.SIGKILL, 30)):
+            for pid in (pid for pid in pids if codes[pid] is None):
+                codes[pid] = has_ended(pid, patience if hit else 30)
+                if codes[pid] is None:
+                    os.kill(pid, number)
+        codes = {pid: ended(pid) if code is None else code for pid, code in codes.items()}
+        kills += bool(hit)
+        if not hit:
+            if {*codes.values()} != {0}:
+                return Outcome(kills + 1, 0, 0)
+            break
+    arrived, equal = finish(ground, name, config, processes=2)
+    return Outcome(kills, arrived * kills, equal * kills)
+
+
 def signalled(ground: Ground, folder: Path, rng: random.Random, number: int) -> Outcome:
     """Send a signal at any moment: every step taken is saved, the code says which signal."""
-    name = rng.choice([*RUNS])
+    name = rng.choice(ONE_PROCESS)
     config, seconds = ground.config(name, folder), ground.seconds(name)
     pid = spawn(config)
     until = time.monotonic() + 60
@@ -216,39 +281,45 @@ def signalled(ground: Ground, folder: Path, rng: random.Random, number: int) -> 
 
 
 WRITES = ("model.safetensors", "teacher.safetensors", "optimizer.safetensors", "state.json",
-          "manifest.json", "config.json", "inputs.json", "checksums.json", "metrics.jsonl",
-          "run.json", "card.md", "lock.json", ".npy", "features.json")  # fmt: skip
+          "manifest.json", "config.json", "places.json", "inputs.json", "checksums.json",
+          "metrics.jsonl", "run.json", "card.md", "lock.json", "features", "facts of features",
+          "part of features")  # fmt: skip
+"""Every kind of write of a run: its checkpoints, its folder, its cache."""
 
 
-def disk_full(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
+def kind_of_write(path: Path) -> str:
+    """Say which of ``WRITES`` a file is, or a temporary one that will become it."""
+    if path.parent.name == "cache":
+        return "features" if ".npy" in path.name else "facts of features"
+    if path.parent.suffix == ".parts" and "safetensors" in path.name:
+        return "part of features"
+    return next((kind for kind in WRITES if kind in path.name), "another")
+
+
+def disk_full(ground: Ground, folder: Path, rng: random.Random, target: str) -> Outcome:
     """Let one kind of write stop half-way for want of space, its first time or a later one."""
-    name = "trust, frozen towers" if rng.random() < 0.5 else "moving average"
-    kinds = [kind for kind in WRITES if name.startswith("trust") or kind[0] not in ".f"]
-    target, calls, config = rng.choice(kinds), rng.randrange(2), ground.config(name, folder)
+    cached = "features" in target
+    name = "trust, frozen towers" if cached else rng.choice(["moving average", "frozen teacher"])
+    name = "moving average" if target == "teacher.safetensors" else name
+    config, later = ground.config(name, folder), rng.randrange(2)
+    later *= target in (*(f"{part}.safetensors" for part in WEIGHTS), "state.json", "manifest.json")
 
     def prepare() -> None:
-        from zslkit.data import files
-
         seen = [0]
 
         def no_space(path: Path, write: Callable[[Path], None]) -> None:
-            own = Path(path).name
-            found = target in own or (
-                target == "features.json" and str(path.parent).endswith("cache")
-            )
-            seen[0] += found
-            if found and seen[0] > calls % (2 if target.endswith("safetensors") else 1):
-                write(Path(path))
-                if Path(path).is_file():
-                    os.truncate(path, Path(path).stat().st_size // 2)
+            seen[0] += kind_of_write(path) == target
+            write(path)
+            if kind_of_write(path) == target and seen[0] > later:
+                os.truncate(path, path.stat().st_size // 2)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            write(Path(path))
 
-        write_text, save_file, save = Path.write_text, zslkit.checkpoint.save_file, np.save
+        write_text, save = Path.write_text, np.save
         Path.write_text = lambda self, *a, **k: no_space(self, lambda p: write_text(p, *a, **k))
-        zslkit.checkpoint.save_file = lambda t, p: no_space(Path(p), lambda q: save_file(t, q))
         np.save = lambda file, rows: no_space(Path(file.name), lambda p: save(file, rows))
-        assert files
+        for module in (zslkit.checkpoint, zslkit.data.parts):
+            module.save_file = partial(limited, no_space, module.save_file)
+        zslkit.data.parts.ITEMS = 4
 
         def log(self, row, n_images, before=zslkit.trainer.Monitor.log):
             if target == "metrics.jsonl" and row["step"] == 4:
@@ -258,8 +329,14 @@ def disk_full(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
 
         zslkit.trainer.Monitor.log = log
 
-    ended(spawn(config, prepare))
-    return Outcome(1, *finish(ground, name, config))
+    code = ended(spawn(config, prepare))
+    arrived, equal = finish(ground, name, config)
+    return Outcome(1, int(code == 4 and arrived), equal)
+
+
+def limited(no_space: Callable, save: Callable, tensors, path: Path, *more) -> None:
+    """Save tensors where there is no space."""
+    no_space(Path(path), lambda p: save(tensors, p, *more))
 
 
 def two_at_once(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
@@ -336,12 +413,10 @@ def not_finite(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
             return found
 
         def spoilt_encode(model, batch):
-            found = encode(model, batch)
             if place == "pixels" and count[0] == step:
-                spoilt_image = found.image + torch.zeros_like(found.image).index_fill(
-                    0, torch.tensor([1]), value)  # fmt: skip
-                found = found._replace(image=spoilt_image)
-            return found
+                batch.images = batch.images.float() / 255
+                batch.images[1, 0, 5, 5] = value
+            return encode(model, batch)
 
         def spoilt_update(self, student):
             update(self, student)
@@ -360,8 +435,22 @@ def not_finite(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
         stands = newest is None or int(newest.name[5:]) <= step  # the next step finds it
     else:
         stands = (int(newest.name[5:]) if newest else 0) == last_good
+    if place in ("weight", "teacher") and (step % EVERY == 0 or step == STEPS):
+        words = f"step {step} left 1 tensor"  # found before it was saved
+    else:
+        # what an optimizer step has spoilt shows in the batch after it
+        words = named_batch(config, step + (place in ("weight", "teacher")))
+    named = code == 4 and words in error_of(config).read_text()
     arrived, equal = finish(ground, name, config)
-    return Outcome(1, int(code == 4 and stands and arrived), equal)
+    return Outcome(1, int(named and stands and arrived), equal)
+
+
+def named_batch(config: RunConfig, step: int) -> str:
+    """Give the words by which the error must name the batch of a step, counted from 1."""
+    pairs = training_pairs(config)
+    epoch, within = divmod(step - 1, len(pairs) // config.batch_size)
+    rows = epoch_order(len(pairs), config.seed, epoch)[within * config.batch_size :][:3]
+    return f"at batch {within} of epoch {epoch} (keys {', '.join(pairs.keys[i] for i in rows)} …)"
 
 
 def dead_worker(ground: Ground, folder: Path, rng: random.Random) -> Outcome:
@@ -446,10 +535,11 @@ def shard_keys(folder: Path) -> list[str]:
 
 SCENARIOS = {
     "killed at any moment": (killed, 200),
-    "SIGTERM": (lambda *a: signalled(*a, signal.SIGTERM), 20),
-    "SIGHUP": (lambda *a: signalled(*a, signal.SIGHUP), 20),
-    "SIGUSR1": (lambda *a: signalled(*a, signal.SIGUSR1), 20),
-    "disk full in a write": (disk_full, 60),
+    "killed in two processes": (killed_in_two, 60),
+    "SIGTERM": (partial(signalled, number=signal.SIGTERM), 20),
+    "SIGHUP": (partial(signalled, number=signal.SIGHUP), 20),
+    "SIGUSR1": (partial(signalled, number=signal.SIGUSR1), 20),
+    **{f"disk full: {kind}": (partial(disk_full, target=kind), 4) for kind in WRITES},
     "two runs in one folder": (two_at_once, 20),
     "NaN or Inf in pixels, gradient, weight, teacher": (not_finite, 40),
     "a reading process dies": (dead_worker, 6),

@@ -13,10 +13,12 @@ TRIES = {
     "SIGTERM": 1,
     "SIGHUP": 1,
     "SIGUSR1": 1,
-    "disk full in a write": 1,
+    "disk full: optimizer.safetensors": 1,
+    "disk full: part of features": 1,
     "two runs in one folder": 1,
     "NaN or Inf in pixels, gradient, weight, teacher": 1,
     "a bit flipped in checkpoint, cache or run": 1,
+    "killed in two processes": 1,
 }  # a reading process that dies is left to `make faults`: processes are slow to start
 SHARDS = {"a bit flipped in a Flickr8k shard": 4, "a Flickr8k shard cut": 4}
 

@@ -111,3 +111,25 @@ def test_sections_cover_the_fields_once_in_their_order():
     names = [name for section in sections().values() for name in section]
     assert names == list(RunConfig.model_fields)
     assert list(sections()) == list(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ("live_seconds: int = -1", "live_seconds=-1: must be a whole number of at least 0"),
+        ("image: int = -1", "image=-1: must be a whole number of at least 0"),
+        ("n_pairs: int = 1", "n_pairs=1: must be a whole number of at least 2"),
+        ("max_images: int = 0", "max_images=0: must be a whole number of at least 1"),
+        ('held_out_split: str = "tset"',
+         "held_out_split='tset': 'toy' has no such split; did you mean test"),
+    ],
+)  # fmt: skip
+def test_what_used_to_be_refused_after_a_training_is_refused_at_once(declared, message):
+    with pytest.raises(ValueError, match=message):
+        start([declared, START])
+
+
+def test_a_split_to_be_watched_is_one_of_the_manifest_or_the_usual_one():
+    for split in ("test", "dev", "none"):
+        own = start(["held_out_split: str = None", f'held_out_split = "{split}"', START])[1]
+        assert own["held_out_split"] == (None if split == "none" else split)

@@ -1,4 +1,6 @@
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 from functools import partial
@@ -13,7 +15,9 @@ import zslkit.trainer
 from zslkit.checkpoint import load_run
 from zslkit.config import RunConfig
 from zslkit.report.sweep import (
+    MEASURED,
     OBJECTIVES,
+    check_metric,
     read_objectives,
     run_sweep,
     summarise,
@@ -221,3 +225,50 @@ def test_a_metric_that_was_not_measured_is_named_with_its_neighbours():
     )
     with pytest.raises(ValueError, match="metric='hit@1' was not measured; .*zeroshot hit@1"):
         summarise(table, "hit@1")
+
+
+def measured_or_killed(config):
+    """Take the place of a training: one run's process is always killed, the others arrive."""
+    if config.soft_targets == "none" and config.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"metrics": {"train_seconds": float(config.seed)}}
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_killed_process_loses_its_own_run_only(base, monkeypatch):
+    """One kill used to break the pool and lose every run that had not ended."""
+    fork = multiprocessing.get_context("fork")  # quick, and harmless: nothing is computed
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
+    monkeypatch.setattr(zslkit.report.sweep, "_measure", measured_or_killed)
+    arrived = []
+    measured = zslkit.report.sweep._run_all
+
+    def noted(*given):
+        arrived.append(measured(*given))
+        return arrived[-1]
+
+    monkeypatch.setattr(zslkit.report.sweep, "_run_all", noted)
+    message = "1 of 6 runs failed, the others are kept: InfoNCE, seed 1: its process was killed"
+    with pytest.raises(RuntimeError, match=message):
+        run_sweep(base, VARIANTS, [0, 1, 2], jobs=2)
+    assert sorted(arrived[0][0]) == [
+        ("InfoNCE", 0), ("InfoNCE", 2), ("warm", 0), ("warm", 1), ("warm", 2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "message"),
+    [
+        ("zeroshot hits@1", {}, "metric='zeroshot hits@1' is nothing that runs .*zeroshot hit@1"),
+        ("zeroshot hit@1", {"zeroshot_manifest": None}, "is nothing that runs measure"),
+    ],
+)
+def test_a_metric_that_no_run_will_have_is_refused_before_training(base, metric, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_metric(metric, base.model_copy(update=changes))
+
+
+def test_what_runs_measure_is_what_is_listed(base):
+    table = sweep(base, {"warm": {"teacher_temperature": 0.5}}, [0, 1])
+    assert {*table["metric"]} == {*MEASURED}
+    assert [check_metric(name, base) for name in MEASURED] == [*MEASURED]

@@ -39,6 +39,7 @@ from zslkit.widgets.live import PAGE
 from zslkit.widgets.microscope import SoftLabelMicroscope
 from zslkit.widgets.monitor import _CURVES, TrainingMonitor, _panel
 from zslkit.widgets.review import CaptionReview
+from zslkit.zeroshot.class_bank import build_class_bank
 from zslkit.zeroshot.classifier import ZeroShotClassifier
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -99,6 +100,20 @@ def test_typing_classes_and_prompts_changes_the_answer(explorer):
     explorer.k.value = 1
     assert len(explorer.predictions) == 1
     assert len(before) == 5
+
+
+def test_classes_are_embedded_for_others_without_those_already_known(run, monkeypatch):
+    explorer = ZeroShotExplorer(run, class_names=["red star", "blue moon"], debounce=0)
+    encode, asked = run.model.encode_text, []
+    monkeypatch.setattr(
+        run.model, "encode_text", lambda texts: asked.extend(texts) or encode(texts)
+    )
+    bank = explorer.class_bank(["blue moon", "green square"])
+    assert asked
+    assert all("green square" in text for text in asked)
+    monkeypatch.undo()
+    expected = build_class_bank(run.model, bank.class_names, run.config.prompt_templates)
+    torch.testing.assert_close(bank.embeddings, expected.embeddings, rtol=1e-4, atol=1e-5)
 
 
 def test_quotes_protect_commas_and_doubles_are_said(explorer):

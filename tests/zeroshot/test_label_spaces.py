@@ -118,6 +118,18 @@ def test_k_answers_are_certain_however_names_are_merged(birds):
     assert AnswerKey(from_names("x", ["a", "b", "c"], "x")).depth(2) == 2
 
 
+def test_chance_counts_every_answer_that_would_be_right(birds):
+    key, one = AnswerKey(birds), np.array([0])
+    hoist, both = np.array([5]), (np.array([0, 0]), np.array([0, 4]))
+    assert [key.chance(1, one, hoist, policy) for policy in POLICIES] == [1 / 6, 1 / 4, 1 / 2]
+    assert key.chance(2, one, hoist, "accept_synonyms") == pytest.approx(5 / 6)  # 1 − C(2, 2) / 6
+    assert key.chance(1, *both, "strict") == pytest.approx(2 / 6)
+    assert key.chance(9, one, hoist, "strict") == 1
+    owner, truth = np.array([0, 0, 1]), np.array([2, 3, 5])  # Turkey and turkey are one answer
+    assert key.chance(1, owner, truth, "merge_duplicates") == 1 / 4
+    assert key.chance(1, owner, truth, "strict") == pytest.approx((2 / 6 + 1 / 6) / 2)
+
+
 def test_the_first_classes_are_spelt_out(birds):
     found = AnswerKey(birds).first_classes(np.array([[2, 0, 1], [1, 4, 0]]), 3)
     assert found.tolist() == [[3, 0, 1], [2, 5, 0]]  # row 0 is two cranes

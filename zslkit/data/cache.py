@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,12 +83,7 @@ def embed(
     Embeddings
         Features of shape (N, F).
     """
-    path = None
-    own = "" if transform is None else getattr(transform, "key", None)
-    if cache_dir is not None and own is not None and getattr(tower, "cacheable", True):
-        content = _hash(items) if image_size is None else items.image_fingerprint
-        key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}{own}"])[:32]
-        path = Path(cache_dir) / f"{key}.npy"
+    path = _entry(tower, items, cache_dir, image_size, transform)
     if path is not None and (stored := _stored(path)) is not None:
         return stored
     if image_size is not None:
@@ -154,26 +149,28 @@ def tower_features(
     A frozen tower's features come from ``config.cache_dir``; see :func:`embed`. Those of reviewed
     pairs are rows of what is kept for the pairs before, so that a review embeds nothing anew.
     """
-    if (whole := getattr(items, "unreviewed", None)) is not None:
-        found, rows = tower_features(model, whole, config, description), items.reviewed_rows
-        if len(rows) == len(whole):
-            return found
-        here = {*items.keys.tolist()}
-        return Embeddings(found.features[rows], tuple(key for key in found.broken if key in here))
-    side = "text" if isinstance(items, list) else "image"
-    still = getattr(model, "never_trains", False)
-    frozen = still or parse_tower_mode(getattr(config, f"{side}_tower")) == 0
-    transform = model.image_transform(train=False) if side == "image" else None
+    if (before := getattr(items, "unreviewed", None)) is not None:
+        return _reviewed(tower_features(model, before, config, description), items)
+    tower, cache_dir, view = _asked(model, items, config)
     return embed(
-        getattr(model, f"{side}_tower"),
+        tower,
         items,
-        config.cache_dir if frozen else None,
-        image_size=config.image_size if side == "image" else None,
-        transform=None if isinstance(transform, ImageTransform) else transform,
+        cache_dir,
+        **view,
         workers=config.workers,
         device=next(model.parameters()).device,
         description=description,
     )
+
+
+def kept_features(model: DualEncoder, pairs: Sequence, config: RunConfig) -> Embeddings | None:
+    """Read what :func:`tower_features` would give of images; None where it would embed them."""
+    if (before := getattr(pairs, "unreviewed", None)) is not None:
+        found = kept_features(model, before, config)
+        return None if found is None else _reviewed(found, pairs)
+    tower, cache_dir, view = _asked(model, pairs, config)
+    path = _entry(tower, pairs, cache_dir, **view)
+    return None if path is None else _stored(path)
 
 
 def caption_features(
@@ -195,6 +192,44 @@ def caption_features(
         features = torch.cat([features, more])
     row_of = {text: row for row, text in enumerate(texts)}
     return features, np.fromiter((row_of[text] for text in captions), int, len(captions))
+
+
+def _asked(
+    model: DualEncoder, items: Sequence, config: RunConfig
+) -> tuple[nn.Module, str | None, dict[str, Any]]:
+    """Give the tower that reads items, where it may keep features, and how it sees images."""
+    side = "text" if isinstance(items, list) else "image"
+    still = getattr(model, "never_trains", False)
+    frozen = still or parse_tower_mode(getattr(config, f"{side}_tower")) == 0
+    transform = model.image_transform(train=False) if side == "image" else None
+    view = {"image_size": config.image_size if side == "image" else None}
+    view["transform"] = None if isinstance(transform, ImageTransform) else transform
+    return getattr(model, f"{side}_tower"), config.cache_dir if frozen else None, view
+
+
+def _reviewed(found: Embeddings, pairs: Sequence) -> Embeddings:
+    """Take the rows of reviewed pairs from the features of the pairs before the review."""
+    if len(pairs.reviewed_rows) == len(found.features):
+        return found
+    here = {*pairs.keys.tolist()}
+    broken = tuple(key for key in found.broken if key in here)
+    return Embeddings(found.features[pairs.reviewed_rows], broken)
+
+
+def _entry(
+    tower: nn.Module,
+    items: Sequence,
+    cache_dir: str | Path | None,
+    image_size: int | None,
+    transform: Callable | None,
+) -> Path | None:
+    """Say which file holds these features; None where nothing may be kept."""
+    own = "" if transform is None else getattr(transform, "key", None)
+    if cache_dir is None or own is None or not getattr(tower, "cacheable", True):
+        return None
+    content = _hash(items) if image_size is None else items.image_fingerprint
+    key = _hash([f"{_LAYOUT} {fingerprint(tower)} {image_size} {content}{own}"])[:32]
+    return Path(cache_dir) / f"{key}.npy"
 
 
 def _stored(path: Path) -> Embeddings | None:

@@ -96,7 +96,7 @@ class Namer:
         """
         from pandas import DataFrame
 
-        bank = self._bank(tuple(class_names), tuple(templates))
+        bank = self.class_bank(class_names, templates)
         # all of them, so that one product gives the best as well as what the softmax divides by
         similarities, indices = rank_classes(image[None], bank, len(bank.class_names))
         scale = torch.as_tensor(self.model.logit_scale).detach().to(similarities)
@@ -132,7 +132,7 @@ class Namer:
         """
         transform = self.model.image_transform(train=False)
         view = transform(pixels)
-        target, tower = self._bank((class_name,), tuple(templates)), self.model.image_tower
+        target, tower = self.class_bank([class_name], templates), self.model.image_tower
         last: list[Tensor] = []
         if not hasattr(tower, "normalise"):
             raise ValueError(f"{tower.name} has no spatial map")
@@ -160,7 +160,9 @@ class Namer:
         view = transform.picture(view) if view.is_floating_point() else view
         return view, heat / heat.max().clamp_min(1e-12)
 
-    def _bank(self, class_names: tuple[str, ...], templates: tuple[str, ...]) -> ClassBank:
+    def class_bank(self, class_names: Sequence[str], templates: Sequence[str]) -> ClassBank:
+        """Build a class bank; classes known under the same templates are not embedded again."""
+        class_names, templates = tuple(class_names), tuple(templates)
         known = self._classes.get(templates, {})
         new = [name for name in class_names if name not in known]
         if new or len(set(class_names)) < max(1, len(class_names)):  # the latter is an error
@@ -194,7 +196,11 @@ def teacher_of(run_or_config: Run | RunConfig) -> tuple[DualEncoder, str]:
 
 
 def overview(
-    model: DualEncoder, sets: Mapping[str, Pairs], bank: ClassBank, most: int
+    model: DualEncoder,
+    sets: Mapping[str, Pairs],
+    bank: ClassBank,
+    most: int,
+    config: RunConfig | None = None,
 ) -> tuple[Tensor, Any, list[str]]:
     """Embed images of some sets, and say of each what is known about it.
 
@@ -204,6 +210,8 @@ def overview(
         Of each, up to ``most`` images that can be read, from all over it.
     bank : ClassBank
         The classes among which ``model`` names them.
+    config : RunConfig, optional
+        Where its cache holds features of the images, those are taken.
 
     Returns
     -------
@@ -221,7 +229,7 @@ def overview(
     for split, pairs in sets.items():
         wanted = range(0, len(pairs), -(-len(pairs) // most))
         for chunk in np.array_split(wanted, -(-len(wanted) // _CHUNK)):
-            rows, images, both = embed_batch(model, pairs, chunk.tolist())
+            rows, images, both = embed_batch(model, pairs, chunk.tolist(), config)
             found.append(both.image)
             thumbnails += [thumbnail(to_pil(image)) for image in images]
             for row, similarity in zip(rows, (both.image * both.text).sum(dim=1), strict=True):

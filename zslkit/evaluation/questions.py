@@ -285,9 +285,9 @@ def _hits(here: _Here, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Give flat hit@k under each policy, with the chance level of guessing."""
     hits: dict[str, dict[str, Any]] = {}
     for policy in POLICIES:
-        places, n_answers = here.places[policy], here.key.n_answers(policy)
+        places, given = here.places[policy], (here.owner, here.truth, policy)
         hits[policy] = {
-            f"hit@{k}": estimate(places < k, chance=min(1.0, k / n_answers)) for k in ks
+            f"hit@{k}": estimate(places < k, chance=here.key.chance(k, *given)) for k in ks
         }
     return hits
 

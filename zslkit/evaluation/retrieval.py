@@ -9,8 +9,9 @@ from torch import Tensor
 
 from zslkit.checkpoint import Run
 from zslkit.config import RunConfig
-from zslkit.data.cache import tower_features
+from zslkit.data.cache import kept_features, tower_features
 from zslkit.data.embedding import embed_batches
+from zslkit.data.images import BrokenImageError
 from zslkit.data.named import held_out_pairs
 from zslkit.data.pairs import Pairs
 from zslkit.data.sampling import check_broken
@@ -57,9 +58,14 @@ def embed_texts(model: DualEncoder, texts: list[str], config: RunConfig) -> Tens
 
 @torch.no_grad()
 def embed_batch(
-    model: DualEncoder, pairs: Pairs, rows: Sequence[int]
+    model: DualEncoder, pairs: Pairs, rows: Sequence[int], config: RunConfig | None = None
 ) -> tuple[list[int], list[Tensor], Embedded]:
     """Read and embed some pairs, each with its first caption.
+
+    Parameters
+    ----------
+    config : RunConfig, optional
+        Where its cache holds the images' features, no image passes the tower.
 
     Returns
     -------
@@ -74,6 +80,7 @@ def embed_batch(
     ValueError
         If fewer than two images can be read: soft targets share mass among pairs.
     """
+    model = as_model(model)
     transform, images = model.image_transform(train=False), []
 
     def view(pixels: Tensor) -> Tensor:
@@ -82,11 +89,26 @@ def embed_batch(
 
     chosen = np.array([*dict.fromkeys(rows)], dtype=np.int64)
     device = next(model.parameters()).device
-    (found,) = embed_batches(model.encode_image, pairs, [chosen], transform=view, device=device)
-    if len(found.rows) < 2:
+    if config is not None and (kept := kept_features(model, pairs, config)) is not None:
+        seen = {row: _pixels(pairs, row) for row in chosen if pairs.keys[row] not in kept.broken}
+        chosen = np.array([row for row, pixels in seen.items() if pixels is not None], np.int64)
+        images = [seen[row] for row in chosen]
+        vectors = model.project_image(kept.features[chosen].to(device))
+    else:
+        (found,) = embed_batches(model.encode_image, pairs, [chosen], transform=view, device=device)
+        chosen, vectors = found.rows, found.vectors
+    if len(chosen) < 2:
         raise ValueError(f"rows={list(rows)}: soft targets need two readable images or more")
-    texts = model.encode_text([pairs.captions[row][0] for row in found.rows])
-    return found.rows.tolist(), images, Embedded(found.vectors.cpu(), texts.cpu())
+    texts = model.encode_text([pairs.captions[row][0] for row in chosen])
+    return chosen.tolist(), images, Embedded(vectors.cpu(), texts.cpu())
+
+
+def _pixels(pairs: Pairs, row: int) -> Tensor | None:
+    """Decode an image that may have become unreadable since it was embedded."""
+    try:
+        return pairs.read_pixels(row)
+    except BrokenImageError:
+        return None
 
 
 def evaluate_retrieval(model: DualEncoder, config: RunConfig) -> dict[str, dict[str, Any]]:

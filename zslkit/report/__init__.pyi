@@ -69,8 +69,10 @@ from .runner import build_report as build_report
 from .runner import declared as declared
 from .runner import follow as follow
 from .runner import run_notebook as run_notebook
+from .sweep import MEASURED as MEASURED
 from .sweep import OBJECTIVES as OBJECTIVES
 from .sweep import Objective as Objective
+from .sweep import check_metric as check_metric
 from .sweep import folder_of_run as folder_of_run
 from .sweep import read_objectives as read_objectives
 from .sweep import run_sweep as run_sweep

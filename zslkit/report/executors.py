@@ -1,8 +1,9 @@
 """Who computes: processes here, or any executor, such as that of a Dask scheduler."""
 
 import contextlib
-from collections.abc import Iterator
-from concurrent.futures import Executor
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 
 _RETRIES = 2  # of a call whose worker was lost, after Dask has moved it to another one
 _PATIENCE = 10  # seconds to wait for a scheduler's answer
@@ -45,3 +46,31 @@ def executing(executor: Executor | str | None) -> Iterator[Executor | None]:
         print(f"scheduler {executor}: {workers} workers" + ("" if workers else ", waiting"))
         # pure: equal calls are still calls of their own
         yield client.get_executor(pure=False, retries=_RETRIES)
+
+
+@contextlib.contextmanager
+def renewed_pool(jobs: int) -> Iterator[Callable[..., Future]]:
+    """Give ``submit`` of a pool of processes; after one was killed, that of a new pool.
+
+    A killed process ends Python's own pool, with all that waits in it.
+    """
+
+    def new_pool() -> ProcessPoolExecutor:
+        # fork would copy torch's thread pools in an unknown state
+        return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+
+    pool = new_pool()
+
+    def submit(*call) -> Future:
+        nonlocal pool
+        try:
+            return pool.submit(*call)
+        except BrokenExecutor:
+            pool.shutdown()  # the others save before they end: their folders are free then
+            pool = new_pool()
+            return pool.submit(*call)
+
+    try:
+        yield submit
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from zslkit.config import RunConfig
 from zslkit.data.files import project_root
-from zslkit.data.strict import as_list, check_names
+from zslkit.data.manifests import load_manifest
+from zslkit.data.strict import as_list, check_names, nearest
 
 SECTIONS = {
     "data": "manifest",
@@ -20,6 +21,9 @@ SECTIONS = {
     "run": "seed",
 }
 """Sections of a configuration, each with the field that it begins with."""
+
+LEAST = {"live_seconds": 0, "image": 0, "n_pairs": 2, "max_images": 1}
+"""The least that counts of notebooks may be; refused here, not after a training."""
 
 
 def start(cells: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
@@ -45,7 +49,8 @@ def start(cells: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
     ------
     ValueError
         If a name is unknown, with the nearest one; a value is no literal, or not of its type;
-        or the parameters cell has not been run.
+        a count is too small, or ``held_out_split`` no split of the manifest; or the parameters
+        cell has not been run.
     FileNotFoundError
         If ``run_dir`` holds no run.
     """
@@ -59,7 +64,26 @@ def start(cells: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
     base, other = None, names
     if own.get("run_dir") is not None:
         base, other = _config_of(own["run_dir"]), [*names, "preset"]
-    return RunConfig.from_parameters(given, base=base, other=other), own
+    for name in LEAST.keys() & own.keys():
+        read_count(own, name, LEAST[name])
+    config = RunConfig.from_parameters(given, base=base, other=other)
+    _check_split(config, own.get("held_out_split"))
+    return config, own
+
+
+def _check_split(config: RunConfig, split: str | None) -> None:
+    """Refuse a split to be watched that is misspelt; the usual one need not be there."""
+    if split in (None, "dev"):
+        return
+    fields = {name: config.source[name] for name in ("image_field", "caption_field")}
+    manifest = load_manifest(
+        config.manifest, config.data_root, **fields, split_shares=config.split_shares
+    )
+    if split not in manifest.splits:
+        raise ValueError(
+            f"held_out_split={split!r}: {manifest.name!r} has no such split; "
+            f"{nearest(split, manifest.splits)}"
+        )
 
 
 def _config_of(run_dir: str) -> RunConfig:

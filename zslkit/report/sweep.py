@@ -3,11 +3,10 @@
 import contextlib
 import io
 import json
-import multiprocessing
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from zslkit.data.files import whole
 from zslkit.data.kinds import code_of_kinds, pack_kinds, unpack_kinds
 from zslkit.data.strict import Strict, check_names, explain, nearest
 from zslkit.evaluation.intervals import paired_difference, seed_interval
-from zslkit.report.executors import executing
+from zslkit.report.executors import executing, renewed_pool
 
 _ALONE = threading.Lock()
 
@@ -83,6 +82,31 @@ def with_caption_noise(
                 fields["teacher_run"] = f"{fields['teacher_run']} @ {share:g}"
             variants[f"{name} @ {share:g}"] = fields
     return variants
+
+
+MEASURED = (
+    *("zeroshot hit@1", "zeroshot hit@5"),
+    *(f"retrieval {way} recall@{k}" for way in ("text_to_image", "image_to_text")
+      for k in (1, 5, 10)),
+    *("retrieval rsum", "train_seconds", "self_mass", "target_entropy"),
+)  # fmt: skip
+"""What a run of a sweep is measured by."""
+
+
+def check_metric(metric: str, config: RunConfig) -> str:
+    """Give a metric back that the runs of a sweep will have.
+
+    Raises
+    ------
+    ValueError
+        If they will not, before anything is trained; it names the nearest.
+    """
+    known = [name for name in MEASURED if config.zeroshot_manifest or "zeroshot" not in name]
+    if metric not in known:
+        raise ValueError(
+            f"metric={metric!r} is nothing that runs measure; {nearest(metric, known)}"
+        )
+    return metric
 
 
 def run_sweep(
@@ -267,14 +291,22 @@ def _run_all(runs: Mapping, variants: Mapping, start: Callable) -> tuple[dict, d
         # with frozen towers the first one alone: it fills the cache that the others read
         alone = int(any("frozen" in (c.image_tower, c.text_tower) for c in runs.values()))
         for wave in (teachers[:alone], teachers[alone:], students):
-            started = {start(_measure, runs[which]): which for which in wave}
-            for done in as_completed(started):
-                which = started[done]
-                if error := done.exception():
-                    failures[which] = error
-                else:
-                    results[which] = done.result()
-                bar.update()
+            # where one process was killed the pool gives up all: each of these again, alone, so
+            # that the one that is killed again loses its own run only
+            for part in (wave, *([which] for which in wave)):
+                started = {start(_measure, runs[which]): which
+                           for which in part if which not in results | failures}  # fmt: skip
+                for done in as_completed(started):
+                    which, error = started[done], done.exception()
+                    if isinstance(error, BrokenExecutor):
+                        if len(part) > 1 or part is wave:
+                            continue
+                        error = RuntimeError("its process was killed, perhaps for want of memory")
+                    if error:
+                        failures[which] = error
+                    else:
+                        results[which] = done.result()
+                    bar.update()
     return results, failures
 
 
@@ -290,12 +322,8 @@ def _pool(base: RunConfig, jobs: int | None, executor: Executor | None) -> Itera
         return
     if jobs is None:
         jobs = 1 if _accelerated(base) else max(1, torch.get_num_threads() // (base.threads or 1))
-    # fork would copy torch's thread pools in an unknown state
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
-    try:
-        yield lambda *call: pool.submit(_quietly, kinds, *call)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with renewed_pool(jobs) as submit:
+        yield lambda *call: submit(_quietly, kinds, *call)
 
 
 def _call(function, *arguments) -> Future:

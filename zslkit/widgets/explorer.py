@@ -36,6 +36,7 @@ from zslkit.widgets.live import (
 )
 from zslkit.zeroshot.models.loading import open_model
 from zslkit.zeroshot.prompts import TEMPLATES
+from zslkit.zeroshot.ranking import ClassBank
 
 
 class _Photo(NamedTuple):
@@ -126,6 +127,11 @@ class ZeroShotExplorer(Live):
         self.flush()
         columns = ["run", "rank", "class_name", "similarity", "probability"]
         return pd.DataFrame(columns=columns) if self._result is None else self._result["ranked"]
+
+    def class_bank(self, class_names: Sequence[str]) -> ClassBank:
+        """Embed classes by the model and prompts shown, without those that it already knows."""
+        lines = [line for line in self.templates.value.splitlines() if line.strip()]
+        return self._namer(self.model.value).class_bank(class_names, lines)
 
     def figure(self) -> Any:
         """Draw what is shown as a Figure, a panel for each model; a ValueError if nothing is."""
@@ -225,7 +231,9 @@ class ZeroShotExplorer(Live):
         namer, pairs = self._namer(run), self._training
         if run not in self._galleries:
             rows = range(0, len(pairs), -(-len(pairs) // GALLERY))
-            self._galleries[run] = embed_batch(namer.model, pairs, rows)
+            config = getattr(self._loaded(run), "config", None)
+            config = config if isinstance(config, RunConfig) else None
+            self._galleries[run] = embed_batch(namer.model, pairs, rows, config)
         rows, images, embedded = self._galleries[run]
         cosines = embedded.image @ namer.encode_image(photo.key, photo.pixels)
         best = cosines.argsort(descending=True, stable=True)[:3].tolist()

@@ -50,8 +50,42 @@ class AnswerKey:
         self._turn[self._by_row] = np.arange(len(space)) - np.repeat(self._starts, self._members)
 
     def n_answers(self, policy: Policy) -> int:
-        """Count the answers that a policy tells apart: the base of the chance level."""
+        """Count the answers that a policy tells apart."""
         return len(self.space) if policy == "strict" else int(self._group.max()) + 1
+
+    def chance(self, k: int, owner: np.ndarray, true_classes: np.ndarray, policy: Policy) -> float:
+        """Give the mean probability that k different answers, drawn blindly, hold a right one.
+
+        With A answers, of which r are right for an image, it is 1 − C(A − r, k) / C(A, k): k / A
+        where one is right. Under ``accept_synonyms``, and for an image of several classes, more
+        are.
+
+        Parameters
+        ----------
+        owner, true_classes : ndarray of shape (M,), int
+            Which image has which class.
+        """
+        classes, answers = self._right_answers(policy)
+        first = np.searchsorted(classes, true_classes)
+        n = np.searchsorted(classes, true_classes, side="right") - first
+        each = np.repeat(first - (n.cumsum() - n), n) + np.arange(n.sum())
+        distinct = np.unique(np.stack([np.repeat(owner, n), answers[each]]), axis=1)
+        _, n_right = np.unique(distinct[0], return_counts=True)
+        n_answers = self.n_answers(policy)
+        drawn = np.arange(min(k, n_answers))
+        left = np.maximum(n_answers - n_right[:, None] - drawn, 0) / (n_answers - drawn)
+        several = 1 - left.prod(axis=1)
+        return float(np.where(n_right == 1, len(drawn) / n_answers, several).mean())
+
+    def _right_answers(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+        """List each class, in order, beside the answers that are right for it."""
+        classes = np.arange(len(self.space))
+        if policy == "strict":
+            return classes, classes
+        if policy == "merge_duplicates":
+            return classes, self._group[self.row_of]
+        classes, rows = np.divmod(self._accepted, len(self.prompt_names))
+        return tuple(np.unique(np.stack([classes, self._group[rows]]), axis=1))
 
     def depth(self, k: int) -> int:
         """Say how many names must be ranked so that k answers are certain under every policy."""

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ def read_samples(paths: list[Path], caption_field: str | None) -> Samples:
     name = hashlib.sha256(signature).hexdigest()[:16] + ".npz"
     folders = [paths[0].parent / _FOLDER, _cache_folder()]
     for folder in folders:
-        with contextlib.suppress(ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile):
+        with contextlib.suppress(ValueError, OSError):
             samples, noted = tars.load(folder / name)
             if noted == signature:
                 return samples

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -288,16 +288,40 @@ def load(path: Path) -> tuple[Samples, bytes]:
 
     Raises
     ------
-    ValueError, OSError, zipfile.BadZipFile, KeyError
+    ValueError
         If the file is not that, or damaged.
+    OSError
+        If it cannot be opened.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        read = {name: arrays[name] for name in arrays.files}
-    signature = read.pop("signature", np.empty(0, np.uint8)).tobytes()
-    texts = ("keys", "captions", "skipped", "faults")
-    for name in texts:
-        read[name] = read.pop(name).tobytes()  # one at a time: two copies of all is much memory
-    return Samples(**read), signature
+    with open(path, "rb") as file:
+        return parse(file, path)
+
+
+def parse(file: BinaryIO, path: Path) -> tuple[Samples, bytes]:
+    """Read an open index, whoever wrote it; a ValueError names ``path`` where it is none."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            read = {name: arrays[name] for name in arrays.files}
+        signature = read.pop("signature", np.empty(0, np.uint8)).tobytes()
+        for name in ("keys", "captions", "skipped", "faults"):
+            read[name] = read.pop(name).tobytes()  # one at a time: two copies of all is much memory
+        samples = Samples(**read)
+    except Exception as error:  # numpy and zipfile raise whatever they stumble on
+        raise ValueError(f"{path}: no index ({type(error).__name__}: {error})") from error
+    if not _fit_together(samples):
+        raise ValueError(f"{path}: no index (its columns do not fit together)")
+    return samples, signature
+
+
+def _fit_together(samples: Samples) -> bool:
+    """Tell whether the columns are of one set: a foreign index would end as errors elsewhere."""
+    end = END.encode()
+    n = samples.keys.count(end)
+    kinds = (samples.counts.dtype, samples.places.dtype) == (np.uint32, PLACE)
+    if not kinds or samples.counts.shape != (n,) or samples.places.shape != (n,):
+        return False
+    whole = all(not texts or texts.endswith(end) for texts in samples if isinstance(texts, bytes))
+    return whole and samples.captions.count(end) == samples.counts.sum(dtype=np.int64)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from .export import export_model as export_model
 from .files import predict_files as predict_files
 from .loading import load_model as load_model
 from .pretrained import PretrainedModel as PretrainedModel
+from .protocol import MODELS as MODELS
 from .protocol import ZeroShotModel as ZeroShotModel
 from .protocol import as_model as as_model
 from .restoring import from_pretrained as from_pretrained
