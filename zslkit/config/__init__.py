@@ -132,5 +132,6 @@ ours BatchNorm statistics too; their teacher is updated before a step, with n + 
 pairs a step. Departures: those pairs are one batch whose negatives all count, theirs are 16
 batches; both sides have a head of one hidden layer, theirs has four layers on the text side and
 none on the image side; the towers are DINOv3 ViT-B/16 and BGE-large, theirs DINOv2 and a language
-model; no early stopping. ShareLock's README states 52.1 % on ImageNet-1k for CC3M: theirs, not ours.
+model; no early stopping. ShareLock's README states 52.1 % on ImageNet-1k for CC3M: theirs, not
+ours.
 """
