@@ -32,7 +32,7 @@ from zslkit.checkpoint import build_teacher
 from zslkit.data.cache import tower_features
 from zslkit.data.caption_trust import held_out_trust
 from zslkit.data.files import whole
-from zslkit.data.sampling import believed_captions, caption_choice, epoch_order
+from zslkit.data.sampling import CaptionDraw, caption_choice, epoch_order
 from zslkit.encoders.dual import DualEncoder
 from zslkit.evaluation import fitting, recall_sum, retrieval_ranks
 from zslkit.evaluation.fitting import Features
@@ -191,9 +191,9 @@ def configure(args, preset, changes, seed, noise):
 def trained(config, widths, pairs, start, trust=None):
     """Train projections as ``zk.train`` does, from a closed form; give the model."""
     if trust is not None:
-        rows, counts = believed_captions(trust.numpy(), pairs.counts)
-        texts, first = pairs.texts[rows], np.cumsum(counts) - counts
-        pairs, trust = Pairs(pairs.images, texts, first, counts, pairs.seed), trust[rows]
+        draw = CaptionDraw(pairs.counts, trust)
+        texts, trust = pairs.texts[draw.rows], trust[draw.rows]
+        pairs = Pairs(pairs.images, texts, draw.first, draw.counts, pairs.seed)
     model = DualEncoder(*map(Tower, widths), config)
     fitting.load_maps(model, start, config)
     teacher, optimizer = build_teacher(model, config), build_optimizer(model, config)

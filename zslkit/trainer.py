@@ -20,7 +20,7 @@ from zslkit.checkpoint import (
     save_checkpoint,
 )
 from zslkit.config import RunConfig
-from zslkit.data.sampling import check_broken
+from zslkit.data.sampling import CaptionDraw, check_broken
 from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.evaluation.fitting import fit_projections
@@ -99,7 +99,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         if config.pair_trust and not judges:
             if state.trust is None:
                 state.trust = computed_once(lambda: data.estimate_trust(model))
-            data.draw_from(state.trust)  # known before the first step: none is spent on the rest
+            # known before the first step: none is spent on the rest
+            data.draw = CaptionDraw(data.captions_of, state.trust)
         say_where(run_dir, config.resume, checkpoint)
         history = rewind_history(run_dir, state.step, state.history)
         run = Run(model, config, history, run_dir, teacher, facts)

@@ -4,7 +4,7 @@ import torch
 
 from zslkit.data.images import BrokenImageError
 from zslkit.data.sampling import (
-    believed_captions,
+    CaptionDraw,
     caption_choice,
     draw_caption,
     epoch_order,
@@ -211,8 +211,16 @@ def test_batches_use_the_drawn_captions():
 
 def test_only_believed_captions_are_drawn_and_all_where_none_is():
     trust = np.array([0.9, 0.1, 0.8, 0.0, 0.1, 0.3])
-    rows, counts = believed_captions(trust, np.array([3, 2, 1]))
-    assert rows.tolist() == [0, 2, 3, 4, 5]
-    assert counts.tolist() == [2, 2, 1]
-    assert believed_captions(trust, np.array([3, 2, 1]), least=0.35)[0].tolist() == [0, 2, 3, 4, 5]
-    assert believed_captions(trust, np.array([3, 3]), least=0.2)[0].tolist() == [0, 2, 5]
+    counts = np.array([3, 2, 1])
+    draw = CaptionDraw(counts, trust)
+    assert draw.rows.tolist() == [0, 2, 3, 4, 5]
+    assert draw.counts.tolist() == [2, 2, 1]
+    assert CaptionDraw(counts, trust, least=0.85).rows.tolist() == [0, 3, 4, 5]
+    images = np.array([2, 0])
+    seen = {tuple(draw(images, 7, epoch).tolist()) for epoch in range(4)}
+    assert seen == {(5, 0), (5, 2)}
+    everything = CaptionDraw(counts)
+    first = np.array([0, 3, 5])
+    for epoch in range(3):
+        expected = first[images] + caption_choice(counts[images], 7, epoch, images)
+        assert everything(images, 7, epoch).tolist() == expected.tolist()
