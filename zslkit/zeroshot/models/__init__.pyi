@@ -11,6 +11,7 @@ from . import pretrained as pretrained
 from . import protocol as protocol
 from . import restoring as restoring
 from . import saving as saving
+from . import sentences as sentences
 from . import stock as stock
 from . import teacher as teacher
 from . import texts as texts
