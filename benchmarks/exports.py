@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 import zslkit as zk
-from zslkit.report.provenance import machine
+from zslkit.report.provenance import git_state, machine
 from zslkit.zeroshot.models import export_model
 
 RESULTS = Path(__file__).parent / "results" / "exports.json"
 ROOT = Path(__file__).parents[1]
+STATE = git_state(ROOT)  # before the results file changes
 PACKAGES = {
     "transformers": ["transformers", "torch", "torchvision", "pillow"],
     "sentence-transformers": ["sentence-transformers", "torch", "torchvision", "pillow"],
@@ -57,6 +58,12 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer(folder, device="cpu")
 images = model.encode([Image.open(path).convert("RGB") for path in paths])
 words, kind = model.encode(texts), type(model).__name__
+""",
+    "texts": """
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(folder + "/texts", device="cpu")
+words, kind = model.encode(texts), type(model).__name__
+images = np.zeros((0, words.shape[1]), np.float32)
 """,
     "onnx": """
 sys.path.insert(0, folder)
@@ -128,6 +135,8 @@ def read(python, code, folder, work, paths, texts):
 
 def deviation(own, images, words):
     """Compare two pairs of embeddings, and how they rank the classes of each photo."""
+    if not len(images):  # what reads texts alone
+        return {"texts deviate by": float(np.abs(own[1] - words).max())}
     orders = [np.argsort(-(i @ w.T), axis=1, kind="stable") for i, w in (own, (images, words))]
     return {
         "images deviate by": float(np.abs(own[0] - images).max()),
@@ -153,6 +162,7 @@ def write(results):
         "in the space of a CLIP; with zslkit beside the reader: runs with a projection of ours",
         **results,
         "machine": machine(),
+        **STATE,
     }
     RESULTS.write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -203,7 +213,12 @@ def main(data_root, cache_dir=None):
                     row["elsewhere"]["packages asked for"] = [
                         *PACKAGES[format], *(["zslkit"] if ours else [])
                     ]  # fmt: skip
-                print(title, format, json.dumps(row))
+                    if (folder / "texts").is_dir():
+                        python = environment(work / "env-texts", PACKAGES[format])
+                        code = START + READ["texts"] + END
+                        *found, facts = read(python, code, folder, work, paths, texts)
+                        row["its texts, without zslkit"] = deviation(own, *found) | facts
+                print(title, format, json.dumps(row), flush=True)
                 results.setdefault(title, {})[format] = row
                 write(results)  # each row takes a minute: what is known stays
 

@@ -1,7 +1,9 @@
 """``make faults``: put every fault of ``tests/faults`` into runs, hundreds of times.
 
 Prints fault | tried | survived | equal and writes ``benchmarks/results/faults.json`` after every
-try, so that a run of it that was itself killed goes on from there.
+try, so that a run of it that was itself killed goes on from there. Each row says which code it was
+tried on; one of other code stays until it has been tried anew, which ``ARGS=--fresh`` does. Rows
+that are not there come first.
 """
 
 import json
@@ -26,14 +28,22 @@ RESULTS = Path(__file__).parent / "results" / "faults.json"
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    if found.get("code") != SOURCES or "--fresh" in sys.argv:
-        found = {"code": SOURCES, **git_state(Path(__file__).parents[1]), "faults": {}}
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"faults": {}}
+    here = {"code": SOURCES, **git_state(Path(__file__).parents[1])}
+    rows, going_on = found["faults"], found.setdefault("going on", {})
+    for old in [words for words in rows if words not in SCENARIOS]:
+        del rows[old]  # under another name now
+    for unfinished in [words for words, row in going_on.items() if row["code"] != SOURCES]:
+        del going_on[unfinished]
     found |= {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    fresh = "--fresh" in sys.argv
     with tempfile.TemporaryDirectory() as folder:
         ground = Ground(Path(folder))
-        for words, (function, wanted) in SCENARIOS.items():
-            row = found["faults"].setdefault(words, dict.fromkeys(FIGURES, 0))
+        for words in sorted(SCENARIOS, key=lambda words: words in rows):
+            function, wanted = SCENARIOS[words]
+            if words in rows and (not fresh or rows[words]["code"] == SOURCES):
+                continue
+            row = going_on.setdefault(words, {**here, **dict.fromkeys(FIGURES, 0)})
             while row["tried"] < wanted:
                 own = Path(folder) / f"{row['tries']}"
                 own.mkdir()
@@ -48,6 +58,8 @@ def main() -> None:
                     row.setdefault("lost_tries", []).append(row["tries"] - 1)
                 write_json(RESULTS, found)
                 os.system(f"rm -rf {own}")
+            rows[words] = going_on.pop(words)
+            write_json(RESULTS, found)
             print(f"{words:50} | {row['tried']} | {row['survived']} | {row['equal']}", flush=True)
 
 

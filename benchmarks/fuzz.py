@@ -3,7 +3,8 @@
 Run ``python benchmarks/fuzz.py`` where atheris (the ``bench`` extra) is installed. Each target is a
 process of its own with a fixed seed and a fixed number of executions; it starts from the corpus in
 ``tests/faults/corpus`` and follows the coverage of our modules and of PIL's. Writes a results
-file: executions, errors that are not ours with the line they came from, one input for each.
+file after each target: executions, errors that are not ours with the line they came from. Targets
+that the file has under the same code are left as they are, unless they are named.
 """
 
 import argparse
@@ -72,8 +73,8 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], int]] = {
     "shard": (read_shard, 400_000),
     "index": (read_index, 100_000),
     "label_space": (partial(read_label_space, ".json"), 250_000),
-    "label_space_text": (partial(read_label_space, ".txt"), 250_000),
-    "image": (read_image, 120_000),
+    "label_space_text": (partial(read_label_space, ".txt"), 350_000),
+    "image": (read_image, 30_000),
 }
 """Function, and how many executions the long run takes."""
 
@@ -134,7 +135,7 @@ def fuzz(name: str, runs: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--targets", nargs="*", default=[*TARGETS])
+    parser.add_argument("--targets", nargs="*", choices=[*TARGETS], default=[])
     parser.add_argument("--share", type=float, default=1.0, help="of the executions of a long run")
     parser.add_argument("--keep", type=Path, help="folder for inputs whose error is not ours")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -143,11 +144,14 @@ def main() -> None:
         name, folder = options.one
         fuzz(name, int(TARGETS[name][1] * options.share), Path(folder))
         return
+    from zslkit.data.files import write_json
     from zslkit.report.provenance import SOURCES, git_state
 
-    results = {"code": SOURCES, **git_state(ROOT), "targets": {}}
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    if results.get("code") != SOURCES:
+        results = {"code": SOURCES, **git_state(ROOT), "executions": 0, "targets": {}}
     results |= {"machine": platform.machine(), "cores": os.cpu_count()}
-    for name in options.targets:
+    for name in options.targets or [name for name in TARGETS if name not in results["targets"]]:
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             command = [sys.executable, __file__, "--one", name, folder, "--share", options.share]
@@ -162,9 +166,9 @@ def main() -> None:
                     (options.keep / f"{name}-{path.name}").write_bytes(path.read_bytes())
         results["targets"][name] = facts
         print(name, facts, done.stderr[-500:] if done.returncode else "", flush=True)
-    results["executions"] = sum(t["executions"] for t in results["targets"].values())
-    if options.share == 1 and options.targets == [*TARGETS]:
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        results["executions"] = sum(t["executions"] for t in results["targets"].values())
+        if options.share == 1:
+            write_json(RESULTS, results)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "loop.json"
 TREE = Path(__file__).parents[1]
 PAIRS, WIDTHS = 6144, (1280, 384)  # EfficientNet-Lite2, MiniLM; images of Flickr8k's training split
-LOOP = """
+LOOP = (
+    """
 import json, sys, time
 from pathlib import Path
 import numpy as np, torch
@@ -32,12 +33,12 @@ from zslkit.data.cache import Embeddings
 folder, steps, threads, profiled = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(threads)
 generator = torch.Generator().manual_seed(0)
-images, texts = (torch.randn(PAIRS, width, generator=generator) for width in WIDTHS)
+images = torch.randn(PAIRS, WIDTHS[0], generator=generator)
+texts = torch.randn(5 * PAIRS, WIDTHS[1], generator=generator)
 batches.tower_features = lambda model, items, config, words: Embeddings(
     images if "images" in words else texts[: len(items)], ()
 )
 batches.caption_features = lambda *_: (texts, np.arange(len(texts)))
-trainer.provenance = lambda config: {}
 words = dict.fromkeys(("title", "licence", "how_to_obtain"), "x")
 manifest = {"name": "many", "kind": "toy", **words, "image_size": 32}
 manifest["splits"] = {"train": {"scenes": "train", "n": len(images)}}
@@ -71,7 +72,10 @@ if marks:
     n = len(marks) - 11
     spent = {"cpu_ms": 1000 * (c1 - c0) / n, "wall_ms": 1000 * (w1 - w0) / n}
 print(json.dumps(spent | {"profile": kinds, "loss": run.history[-1]["loss"]}))
-""".replace("PAIRS", str(PAIRS)).replace("WIDTHS", str(WIDTHS))
+""".replace("PAIRS", str(PAIRS))
+    .replace("WIDTHS[0]", str(WIDTHS[0]))
+    .replace("WIDTHS[1]", str(WIDTHS[1]))
+)
 
 
 def loop(tree, steps, threads, profiled=False):

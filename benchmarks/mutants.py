@@ -5,7 +5,8 @@ operators make the mutants; its own runner starts Python for each, whose imports
 ten seconds here, and mutmut forks a process that has trained, which torch does not survive. So
 each mutant is written into a copy of the package and tested in a process that is forked from one
 that has imported torch and never trained. At each place of a module one mutant, drawn with a fixed
-seed; of these so many as ``--each`` says. Writes a results file.
+seed; of these so many as ``--each`` says. Writes a results file after each module; modules that
+the file has under the same code are left as they are, unless they are named.
 
 A mutant that no longer imports is left out, as no test is needed to notice it; so are annotations.
 """
@@ -45,8 +46,14 @@ TESTS: dict[str, list[str]] = {
     "evaluation/metrics.py": ["tests/evaluation/test_metrics.py"],
 }
 """Tests of each module; the first that fails decides."""
-EQUIVALENT: dict[str, str] = {}
-"""Mutants that change nothing anybody could see, by module, line and edit, each with the reason."""
+EQUIVALENT: dict[str, str] = {
+    "targets.py: OWN_PAIR_BELOW = 200.0  →  OWN_PAIR_BELOW = 199.0": "either leaves no mass at all",
+    "objective.py: for _kinds in (CONTRASTIVE_LOSSES, SOFT_TARGETS):  # one that is not wired "
+    "everywhere fails here  →  for _kinds in []:  # one that is not wired everywhere fails here": (
+        "a check of our own tables, which pass it"
+    ),
+}
+"""Mutants that change nothing anybody could see, by module and edit, each with the reason."""
 
 
 class Mutant(NamedTuple):
@@ -91,6 +98,14 @@ def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
                 ends = (part.end_lineno, part.end_col_offset)
                 found.append(((part.lineno, part.col_offset), ends))
     return found
+
+
+def equivalent(mutant: Mutant) -> str | None:
+    """Say why nobody could see an edit; None where somebody could."""
+    before, _, after = mutant.edit.partition("  →  ")
+    if before.replace("strict=True", "strict=False") == after:
+        return "sides are equally long wherever it is called: only a bug of ours could differ"
+    return EQUIVALENT.get(f"{mutant.module}: {mutant.edit}")
 
 
 def difference(before: str, after: str, line: int) -> str:
@@ -176,22 +191,26 @@ def import_all() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--modules", nargs="*", default=[*TESTS])
-    parser.add_argument("--each", type=int, default=25, help="mutants of a module")
+    parser.add_argument("--modules", nargs="*", choices=[*TESTS], default=[])
+    parser.add_argument("--each", type=int, default=20, help="mutants of a module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="mutants whose edit holds these words, and no results file")
     options = parser.parse_args()
     import_all()
+    from zslkit.data.files import write_json
     from zslkit.report.provenance import SOURCES, git_state
 
-    results = {"code": SOURCES, **git_state(ROOT), "seed": options.seed, "modules": {}}
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    if results.get("code") != SOURCES:
+        results = {"code": SOURCES, **git_state(ROOT), "seed": options.seed, "modules": {}}
     results |= {"machine": platform.machine(), "cores": os.cpu_count()}
+    left = [module for module in TESTS if module not in results["modules"]]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         for name in ("zslkit", "tests", "data_manifests", "benchmarks"):
             shutil.copytree(ROOT / name, scratch / name)
         shutil.copy(ROOT / "pyproject.toml", scratch)
-        for module in options.modules:
+        for module in options.modules or left:
             began, cpu = time.monotonic(), sum(os.times()[:4])
             if (found := outcome(scratch, None, TESTS[module], 300)) != "survived":
                 sys.exit(
@@ -215,7 +234,7 @@ def main() -> None:
                 facts["tested"] += 1
                 if ended != "survived":
                     facts["killed"] += 1
-                elif reason := EQUIVALENT.get(f"{module}: {mutant.edit}"):
+                elif reason := equivalent(mutant):
                     facts["equivalent"].append(f"{words}: {reason}")
                 else:
                     facts["survived"].append(words)
@@ -223,10 +242,10 @@ def main() -> None:
             facts["cpu_seconds"] = round(sum(os.times()[:4]) - cpu, 1)
             results["modules"][module] = facts
             print({"module": module, **facts, "survived": len(facts["survived"])}, flush=True)
-    for name in ("tested", "killed", "no import"):
-        results[name] = sum(facts[name] for facts in results["modules"].values())
-    if not options.only and options.modules == [*TESTS]:
-        RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+            for name in ("tested", "killed", "no import"):
+                results[name] = sum(found[name] for found in results["modules"].values())
+            if not options.only:
+                write_json(RESULTS, results)
 
 
 if __name__ == "__main__":

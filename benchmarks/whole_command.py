@@ -23,6 +23,7 @@ from zslkit.report.provenance import git_state, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "whole_command.json"
+STATE = git_state(ROOT)  # before the results file changes
 NOTEBOOK = (
     "papermill notebooks/03_train.ipynb out.ipynb -p preset laptop -p manifest flickr8k "
     "-p data_root DATA"
@@ -80,7 +81,7 @@ def main():
             runs.append(run(sentence, args.data_root.resolve(), cache))
             print(kind, runs[-1], flush=True)
         threads = os.environ.get("OMP_NUM_THREADS", "all")
-        found[kind] = {"sentence": sentence, "runs": runs, "threads": threads, **git_state(ROOT)}
+        found[kind] = {"sentence": sentence, "runs": runs, "threads": threads, **STATE}
         found["machine"] = machine()
         found["note"] = "seconds of a machine that others used too: cpu is of all processes"
         write_json(RESULTS, found)  # a cold run takes long: what is known stays

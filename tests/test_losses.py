@@ -76,8 +76,10 @@ def test_shapes_must_agree():
         distillation_loss(torch.zeros(2, 3), torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) and \(3, 2\)"):
         contrastive_loss(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="offset=7 puts a pair outside the 8 candidates"):
-        contrastive_loss(torch.zeros(2, 8), torch.zeros(2, 8), offset=7)
+    for offset in (-1, 4):
+        message = rf"offset={offset} puts a pair outside the 5 candidates; .*must be in \[0, 3\]"
+        with pytest.raises(ValueError, match=message):
+            contrastive_loss(torch.zeros(2, 5), torch.zeros(2, 5), offset=offset)
 
 
 @pytest.mark.parametrize(("size", "offset", "n"), [(1, 0, 1), (4, 0, 4), (3, 3, 9), (2, 6, 8)])

@@ -166,3 +166,11 @@ def test_images_and_texts_have_a_weight_each():
         for side, cross in ((similarity, guide), (similarity.T, guide.T))
     )
     assert loss.item() == pytest.approx(expected.item() / 2, 1e-5)
+
+
+def test_a_training_begins_at_no_progress():
+    student, teacher = embedded(0), embedded(1)
+    config = RunConfig(soft_targets="progressive", trusted_start=1.0, trusted_end=0.0)
+    scales = student, teacher, 10 * ONE, 5 * ONE, config
+    assert training_loss(*scales)[0] == training_loss(*scales, progress=0.0)[0]
+    assert training_loss(*scales)[0] != training_loss(*scales, progress=1.0)[0]

@@ -177,6 +177,7 @@ def test_statistics_at_the_limits():
         (lambda: sinkhorn(torch.eye(2), -1.0, 5), "epsilon=-1.0 must be above 0"),
         (lambda: sinkhorn(torch.eye(2), 1.0, 0), "n_iterations=0 must be at least 1"),
         (lambda: progressive_targets(torch.eye(2), 1.0, 2.0), "trusted_share=2.0 must be in"),
+        (lambda: progressive_targets(torch.eye(2), 1.0, -0.1), "trusted_share=-0.1 must be in"),
     ],
 )
 def test_bad_values_are_named(call, message):
@@ -237,3 +238,8 @@ def test_of_equally_trusted_pairs_the_first_stay_one_hot():
     targets = progressive_targets(torch.zeros(80, 80), 0.1, 0.5)
     assert torch.equal(targets[:40], torch.eye(80)[:40])
     torch.testing.assert_close(targets[40:], torch.full((40, 80), 1 / 80))
+
+
+def test_transport_targets_are_otters_unless_others_are_asked_for():
+    similarity = random_embeddings(6) @ random_embeddings(6, seed=1).T
+    assert torch.equal(transport_targets(similarity), transport_targets(similarity, 0.15, 5))

@@ -178,6 +178,42 @@ def test_text_weights_none_starts_from_scratch(tiny_bert):
     assert not torch.allclose(scratch(["a dog"]), pretrained(["a dog"]))
 
 
+def test_texts_of_a_step_are_embedded_in_groups_of_similar_length(tiny_bert):
+    tower = TextTower(tiny_bert, "pretrained", 16).eval()
+    texts = [" ".join(["a dog on the mat"] * (1 + 7 * i % 3)) for i in range(21)]
+    with torch.inference_mode():  # as what a cache keeps: one call
+        expected = tower(texts)
+    lengths, tokens = [], tower.tokens
+
+    def watched(some):
+        found = tokens(some)
+        lengths.append(found["input_ids"].shape[1])
+        return found
+
+    tower.tokens = watched
+    torch.testing.assert_close(tower(texts), expected)
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_dropout_keeps_the_share_and_the_mean_and_repeats(share):
+    model = build_dual_encoder(RunConfig(image_dropout=share, embedding_dim=4))
+    dropout = model.image_projection[0]
+    x = torch.full((999, 77), 2.0, requires_grad=True)
+    torch.manual_seed(3)
+    y = dropout(x)
+    y.sum().backward()
+    assert (y == 0).double().mean().item() == pytest.approx(share, abs=0.005)
+    assert y.max().item() == pytest.approx(2 / (1 - share), rel=1e-4)
+    assert torch.equal(x.grad * 2, y.detach())
+    rows = (y == 0).double()  # no pattern among neighbours, which share a random number
+    assert abs((rows[:, 1:] * rows[:, :-1]).mean().item() - share**2) < 0.01
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x
+
+
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_projections(projection):
     config = RunConfig(projection=projection, embedding_dim=12, image_dropout=0.5)

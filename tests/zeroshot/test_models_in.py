@@ -1,6 +1,7 @@
 """Public checkpoints and users' own classes, against the libraries that made them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 import zslkit as zk
+from zslkit.checkpoint import build_teacher
 from zslkit.config import RunConfig
 from zslkit.data.pairs import open_pairs
+from zslkit.zeroshot.models.files import predict_files
 from zslkit.zeroshot.models.pretrained import load_parts
-from zslkit.zeroshot.models.protocol import as_model
+from zslkit.zeroshot.models.protocol import MODELS, as_model
 
 TEXTS = ["a photo of a dog", "two cats", "a red square beside a blue circle on green"]
 CLOSE = {"abs": 1e-5}
@@ -236,26 +239,136 @@ def test_a_class_with_the_four_names_is_taken_everywhere(tiny_settings, tmp_path
     assert zk.build_class_bank(model, ["red", "blue"], "none").embeddings.shape == (2, 3)
 
 
-def test_what_does_not_fit_is_said_in_one_sentence():
+class OwnNet(torch.nn.Module):
+    """The same as a Module whose scale is a parameter and whose pixels have no key."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Linear(3, 3, bias=False)
+        torch.nn.init.eye_(self.mix.weight)
+        self.logit_scale = torch.nn.Parameter(torch.tensor(10.0))
+
+    def encode_image(self, pixels):
+        return self.mix(pixels.flatten(2).mean(dim=2) + 0.1)
+
+    encode_text, image_transform = Own.encode_text, Own.image_transform
+
+
+@pytest.mark.parametrize("kind", [Own, OwnNet])
+def test_a_class_of_ones_own_is_explored_compared_scored_and_mapped(kind, tiny_settings, tmp_path):
+    model, config = kind(), RunConfig(**tiny_settings)
+    pairs = open_pairs(config.manifest, "train")
+    names = ["red", "green", "blue"]
+    options = {"class_names": names, "templates": "none", "training": pairs, "debounce": 0}
+    both = {"mine": model, "other": OwnNet()}
+    explorer = zk.widgets.ZeroShotExplorer(both, pairs, captions=["a red star"], **options)
+    explorer.beside.value = "other"
+    shown = explorer.predictions
+    assert set(shown["run"]) == {"mine", "other"}
+    one, two = (shown[shown["run"] == run]["class_name"].tolist() for run in both)
+    assert one == two
+    fit = zk.data.score_pairs(pairs, config, model)
+    dressed = as_model(model)
+    images = torch.stack([dressed.image_transform(False)(pairs[row].image) for row in (0, 5)])
+    with torch.no_grad():
+        found = zk.evaluation.embed_images(model, pairs, config)[0]
+        expected = dressed.encode_image(images)
+        own = (found * dressed.encode_text([*fit[1]])).sum(dim=1)
+    torch.testing.assert_close(found[[0, 5]], expected)
+    np.testing.assert_allclose(fit[2], own.numpy(), atol=1e-5)
+    bank = zk.build_class_bank(model, names, "none")
+    vectors, table, _ = zk.evaluation.overview(model, {"train": pairs}, bank, 8)
+    assert vectors.shape == (8, 3)
+    assert set(table["named"]) <= set(names)
+    pairs[0].image.save(tmp_path / "photo.png")
+    classifier = zk.ZeroShotClassifier(model, names, "none")
+    written = predict_files(classifier, [str(tmp_path / "photo.png")], tmp_path / "named.csv", k=1)
+    assert written.n_images == 1
+
+
+def test_a_registered_model_is_loaded_by_name_and_teaches(tiny_settings, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(MODELS, "mine", lambda rest: asked.append(rest) or OwnNet())
+    assert zk.load_model("mine:small one").model.mix.in_features == 3
+    config = RunConfig(
+        **{**tiny_settings, "teacher": "frozen", "teacher_run": "mine:small one",
+           "soft_targets": "teacher", "output_dir": str(tmp_path)}
+    )  # fmt: skip
+    run = zk.train(config)
+    assert asked == ["small one"] * 2
+    assert run.teacher.kind == "fixed"
+    assert not run.teacher.model.model.mix.weight.requires_grad
+    assert zk.load_run(tmp_path).teacher is None  # it needs no teacher to be asked
+    monkeypatch.delitem(MODELS, "mine")
+    with pytest.raises(ValueError, match="model='mine:small one': no such folder; .*MODELS"):
+        zk.load_model("mine:small one")
+    with pytest.raises(ValueError, match="teacher_run='mine:small one': .*MODELS"):
+        build_teacher(run.model, config)
+
+
+def bad(**changes):
+    return type("Bad", (Own,), changes)()
+
+
+def gives(found):
+    """Make an ``image_transform`` whose function gives ``found`` for every image."""
+    return lambda self, train: lambda image: found
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (bad(encode_text=3), "Bad.encode_text=3: must be a method of texts"),
+        (
+            bad(image_transform=lambda self: None),
+            "Bad.image_transform(): must take train alone (too many positional arguments)",
+        ),
+        (bad(image_transform=lambda self, train: None), "Bad.image_transform: gave None; it must"),
+        (
+            bad(image_transform=gives(0)),
+            "its function gave int for an image; it must give a Tensor",
+        ),
+        (bad(image_transform=gives(torch.ones(1, 8, 8))), "gave shape (1, 8, 8) for an image"),
+        (bad(logit_scale=None), "Bad.logit_scale=None: must be one positive number"),
+        (bad(logit_scale=-1.0), "Bad.logit_scale=-1.0: must be one positive number"),
+        (bad(logit_scale=torch.ones(3)), "Bad.logit_scale=tensor([1., 1., 1.]): must be one"),
+        (
+            bad(encode_text=lambda self, texts: torch.ones(len(texts), 5)),
+            "Bad.encode_image gives 3 and Bad.encode_text gives 5 dimensions; both must give",
+        ),
+        (
+            bad(encode_text=lambda self, texts: torch.zeros(len(texts), 77, 8)),
+            "Bad.encode_text gave shape (2, 77, 8) for 2 items; it must give a Tensor of shape",
+        ),
+        (bad(encode_text=lambda self, texts: [[1.0]]), "Bad.encode_text gave list for 2 items"),
+        (
+            bad(encode_image=lambda self, pixels: torch.full((len(pixels), 3), torch.nan)),
+            "Bad.encode_image gave NaN or infinity; its vectors must be finite",
+        ),
+        (
+            bad(encode_image=lambda self, pixels: torch.zeros(len(pixels), 3)),
+            "Bad.encode_image gave zeros alone; its vectors must point somewhere",
+        ),
+    ],
+)
+def test_one_thing_wrong_is_said_by_name_and_value(model, message):
+    red = Image.new("RGB", (20, 20), "red")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        zk.ZeroShotClassifier(model, ["red", "blue"], "none").predict([red], 1)
+
+
+def test_what_is_missing_and_what_differs_among_images_is_said():
     class Half:
         logit_scale, encode_text = 1.0, None
 
     with pytest.raises(ValueError, match="Half has no encode_image, no image_transform: a model"):
         as_model(Half())
-
-    class Tokens(Own):
-        def encode_text(self, texts):
-            return torch.zeros(len(texts), 77, 8)
-
-    with pytest.raises(ValueError, match=r"gave shape \(2, 77, 8\) for 2 items"):
-        as_model(Tokens()).encode_text(["a", "b"])
-
-    class Lists(Own):
-        def encode_text(self, texts):
-            return [[1.0]]
-
-    with pytest.raises(ValueError, match="gave list for 2 items"):
-        as_model(Lists()).encode_text(["a", "b"])
+    sizes = iter([(8, 8), (8, 7)])
+    model = bad(image_transform=lambda self, train: lambda image: torch.ones(3, *next(sizes)))
+    transform = as_model(model).image_transform(train=False)
+    assert transform(None).shape == (3, 8, 8)
+    with pytest.raises(ValueError, match=r"gave shape \(3, 8, 8\) and \(3, 8, 7\); all images"):
+        transform(None)
 
 
 def test_names_that_are_no_models_say_what_would_be(tmp_path, clips, monkeypatch):

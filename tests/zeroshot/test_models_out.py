@@ -15,6 +15,7 @@ from zslkit.config import RunConfig
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.zeroshot.models import export as exporting
 from zslkit.zeroshot.models.export import compare, export_model
+from zslkit.zeroshot.models.sentences import has_sentence_modules, write_texts
 
 CLASSES = ["dog", "red star", "grand piano", "Übergröße naïve, café-bar!"]
 
@@ -328,6 +329,29 @@ def test_sentence_transformers_encodes_texts_and_images(dual, tiny_clips, kind, 
         expected = model.encode_text(CLASSES).numpy()
     np.testing.assert_allclose(other.encode(CLASSES), expected, atol=1e-5)
     assert other.encode(photos()).shape == (3, expected.shape[1])
+    assert (tmp_path / "out" / "texts").is_dir() == (kind == "ours")  # a CLIP needs no second form
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_the_texts_of_a_run_are_embedded_by_modules_of_sentence_transformers_alone(
+    dual, projection, tmp_path, monkeypatch
+):
+    from sentence_transformers import SentenceTransformer
+
+    settings = dual.config.model_dump() | {"projection": projection}
+    model = build_dual_encoder(RunConfig(**settings)).eval()
+    assert has_sentence_modules(model)
+    write_texts(model, tmp_path / "texts")
+    kinds = [part["type"] for part in json.loads((tmp_path / "texts/modules.json").read_text())]
+    assert all(kind.startswith("sentence_transformers.") for kind in kinds)
+    assert len(kinds) == (6 if projection == "mlp" else 5)
+    long = ["dog " * 200, *CLASSES]  # longer than max_tokens
+    found = SentenceTransformer(str(tmp_path / "texts"), device="cpu").encode(long)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model.encode_text(long).numpy(), atol=1e-6)
+    monkeypatch.setattr(model, "encode_text", lambda texts: torch.zeros(len(texts), 16))
+    with pytest.raises(ValueError, match="format='sentence-transformers': texts deviates by 0"):
+        write_texts(model, tmp_path / "wrong")
 
 
 @pytest.mark.parametrize("kind", ["ours", "clip", "siglip", "open_clip"])

@@ -169,6 +169,32 @@ def test_a_student_of_a_checkpoint_ends_better_on_unseen_scenes(tuned, tmp_path)
     assert recall(zk.train(config).model, config) > 2 * before
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_training_that_starts_from_transformers_checkpoints_and_its_student_end_better(
+    tiny_clips, tiny_settings, kind, tmp_path
+):
+    """On the 32 toy scenes that they learn: random towers see too little to tell of others.
+
+    The student sees nothing of the contrastive loss: what it knows, the teacher's targets said.
+    """
+    start, end = names(tiny_clips)[kind], f"hf:{tmp_path / 'end'}"
+    learns = {**tiny_settings, "epochs": 40, "batch_size": 32, "learning_rate": 3e-3,
+              "warmup_steps": 5, "test_split": "train", "zeroshot_manifest": None}  # fmt: skip
+    config = own_space(start, learns, output_dir=str(tmp_path / "run"), max_logit_scale=100.0)
+    run = zk.train(config)
+    photos = [pair.image for pair in open_pairs(config.manifest, "train", max_pairs=3)]
+    export_model(run.model, tmp_path / "end", "transformers", photos, ["red star", "blue moon"])
+    before, after = (recall(zk.load_model(name), config) for name in (start, end))
+    assert after > 1.5 * before
+    taught = RunConfig(
+        **{**learns, "teacher": "frozen", "teacher_run": end, "soft_targets": "teacher",
+           "contrastive_weight": 0.0, "teacher_temperature": 0.05,
+           "output_dir": str(tmp_path / "student")}
+    )  # fmt: skip
+    untaught = recall(build_dual_encoder(taught), taught)
+    assert recall(zk.train(taught).model, taught) > 1.5 * untaught
+
+
 def test_a_training_that_starts_from_halves_ends_better_than_it_started(
     tiny_clips, tiny_settings, tmp_path
 ):

@@ -15,6 +15,7 @@ from zslkit.encoders.dual import DualEncoder, build_dual_encoder
 from zslkit.evaluation.intervals import estimate, wilson_interval
 from zslkit.evaluation.retrieval import embed_images, embed_texts
 from zslkit.training.device import choose_device
+from zslkit.zeroshot.models.protocol import as_model
 
 FOLDS = 5  # of the regression: every pair is judged by a model that never saw it
 
@@ -148,7 +149,7 @@ def score_pairs(pairs: Pairs, config: RunConfig, model: DualEncoder | None = Non
         targets = np.add.reduceat(features[entry], first) / count[:, None]
         blocks = _out_of_fold(images[rows], targets[rows], features[entry[drawn[rows]]], config)
     else:
-        images, rows = embed_images(model.to(device), pairs, config)
+        images, rows = embed_images(model := as_model(model).to(device), pairs, config)
         features = embed_texts(model, distinct.tolist(), config).numpy()
         order = np.random.default_rng(config.seed).permutation(len(rows))
         blocks = [(order, images.numpy()[order], features[entry[drawn[rows[order]]]])]

@@ -1,5 +1,6 @@
 """What captions say, without any model: words, lengths, mentions of classes."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,9 +96,13 @@ def duplicate_share(captions: Sequence[str], batch_size: int) -> float:
     captions : sequence of str
         One for each pair.
     """
-    from scipy.stats import hypergeom  # a second to import
-
     n, others = len(captions), min(batch_size, len(captions)) - 1
-    sizes, groups = np.unique([*Counter(captions).values()], return_counts=True)
-    alone = hypergeom.pmf(0, n - 1, sizes - 1, others)  # none of its equals among the others
-    return float((sizes * groups * (1 - alone)).sum() / n) if others > 0 else 0.0
+    met = 0.0
+    for size, groups in Counter(Counter(captions).values()).items():
+        alone = 0.0  # none of its equals among the others: hypergeometric
+        if n - size >= others:
+            terms = n - size + 1, n - others, n - size - others + 1, n
+            more, fewer = (sum(map(math.lgamma, half)) for half in (terms[:2], terms[2:]))
+            alone = math.exp(more - fewer)
+        met += size * groups * (1 - alone)
+    return met / n if others > 0 else 0.0

@@ -1,5 +1,6 @@
 """Text towers: transformers models, pooled as their cards say."""
 
+import torch
 from torch import Tensor, nn
 
 from zslkit.zeroshot.models.texts import PACKAGED_TEXT_ENCODERS as PACKAGED_TEXT_ENCODERS
@@ -25,7 +26,19 @@ class TextTower(nn.Module):
         return tokens.to(next(self.net.parameters()).device)
 
     def forward(self, texts: list[str]) -> Tensor:
-        """Map B texts to (B, F) features; padding never counts."""
+        """Map B texts to (B, F) features; padding never counts.
+
+        On a CPU texts of a step are embedded in groups of similar length, which saves padding; an
+        accelerator is better off with one call, and what is embedded for a cache comes sorted.
+        """
+        if torch.is_inference_mode_enabled() or next(self.parameters()).device.type != "cpu":
+            return self._embed(texts)
+        order, size = torch.tensor([*map(len, texts)]).argsort(stable=True), 8 + len(texts) // 4
+        # few groups: each has a gradient for every word there is
+        parts = [self._embed([texts[i] for i in group]) for group in order.split(size)]
+        return torch.cat(parts).index_select(0, order.argsort())
+
+    def _embed(self, texts: list[str]) -> Tensor:
         tokens = self.tokens(texts)
         hidden = self.net(**tokens).last_hidden_state
         return self.card.pool(hidden, tokens["attention_mask"], self.prompt_tokens)

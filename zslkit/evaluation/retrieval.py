@@ -80,6 +80,7 @@ def embed_batch(
     ValueError
         If fewer than two images can be read: soft targets share mass among pairs.
     """
+    model = as_model(model)
     transform, images = model.image_transform(train=False), []
 
     def view(pixels: Tensor) -> Tensor:

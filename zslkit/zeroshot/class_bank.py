@@ -65,6 +65,8 @@ def build_class_bank(
             f"{len(doubles)} class names occur more than once: {', '.join(doubles[:10])}. Merge "
             "them (list(dict.fromkeys(names)), true classes renumbered) or tell them apart"
         )
+    if hasattr(model, "image_transform"):  # not merely something that encodes texts
+        model = as_model(model)
     prompts = class_prompts(class_names, templates, descriptions)
     totals, counts = None, torch.zeros(len(class_names), 1)
     with torch.no_grad(), eval_mode(model):

@@ -113,10 +113,11 @@ def _scan_all(paths: list[Path], caption_field: str | None) -> Samples:
 
 def _repeated(keys: bytes) -> bytes:
     """Word the keys that occur more than once, as a fault; nothing where there are none."""
-    names = np.array(keys.decode().split(END)[:-1], dtype=np.dtypes.StringDType())
+    every = keys.decode().split(END)[:-1]
+    if len({*every}) == len(every):  # a set is many times as quick as sorting
+        return b""
+    names = np.array(every, dtype=np.dtypes.StringDType())
     names.sort()
     again = names[1:][names[1:] == names[:-1]]
-    if not len(again):
-        return b""
     first = ", ".join(dict.fromkeys(again[:1000].tolist()))[:200]
     return f"{len(again)} keys occur in more than one shard: {first}{END}".encode()

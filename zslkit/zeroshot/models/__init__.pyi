@@ -11,6 +11,7 @@ from . import pretrained as pretrained
 from . import protocol as protocol
 from . import restoring as restoring
 from . import saving as saving
+from . import sentences as sentences
 from . import stock as stock
 from . import teacher as teacher
 from . import texts as texts
@@ -20,6 +21,7 @@ from .export import export_model as export_model
 from .files import predict_files as predict_files
 from .loading import load_model as load_model
 from .pretrained import PretrainedModel as PretrainedModel
+from .protocol import MODELS as MODELS
 from .protocol import ZeroShotModel as ZeroShotModel
 from .protocol import as_model as as_model
 from .restoring import from_pretrained as from_pretrained

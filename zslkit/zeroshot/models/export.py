@@ -22,6 +22,7 @@ from zslkit.data.strict import nearest
 from zslkit.zeroshot.class_bank import build_class_bank, eval_mode
 from zslkit.zeroshot.models.cards import model_card
 from zslkit.zeroshot.models.saving import SAVED, origin, plain
+from zslkit.zeroshot.models.sentences import TEXTS, has_sentence_modules, write_texts
 from zslkit.zeroshot.models.stock import library_of, stock_model
 from zslkit.zeroshot.ranking import ClassBank
 
@@ -246,6 +247,8 @@ def _write_sentence(model: Any, folder: Path, bank: ClassBank, run: Any) -> None
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
     _write_transformers(model, folder, bank, run)
+    if has_sentence_modules(model):
+        write_texts(model, folder / TEXTS)
     stock = library_of(model) == "transformers"
     parts = (part.from_pretrained(folder) for part in (AutoImageProcessor, AutoTokenizer))
     CLIPProcessor(*parts).save_pretrained(folder)

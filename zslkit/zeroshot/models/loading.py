@@ -11,7 +11,7 @@ from zslkit.zeroshot.models.pretrained import (
     is_pretrained_name,
     load_parts,
 )
-from zslkit.zeroshot.models.protocol import as_model
+from zslkit.zeroshot.models.protocol import as_model, own_model
 from zslkit.zeroshot.models.restoring import from_pretrained
 from zslkit.zeroshot.models.saving import SAVED
 
@@ -25,8 +25,8 @@ def load_model(name: Any) -> Any:
         ``open_clip:ViT-B-32/laion2b_s34b_b79k`` (MODEL/WEIGHTS; weights are a tag or a file),
         ``open_clip:hf-hub:NAME``, ``open_clip:local-dir:FOLDER``, ``hf:NAME_OR_FOLDER`` of a
         CLIP or SigLIP checkpoint, the folder of a run, a folder that ``save_pretrained`` wrote,
-        ``zslkit:NAME`` of one on the hub. A :class:`~zslkit.zeroshot.models.ZeroShotModel` is
-        taken as it is.
+        ``zslkit:NAME`` of one on the hub, ``WORD:ANYTHING`` of your own ``MODELS``. A
+        :class:`~zslkit.zeroshot.models.ZeroShotModel` is taken as it is.
 
     Returns
     -------
@@ -49,6 +49,8 @@ def open_model(name: Any) -> Any:
     """Load like :func:`load_model`, but give a run whole."""
     if not isinstance(name, str | Path):
         return as_model(name).eval()
+    if (own := own_model(name)) is not None:
+        return own.eval()
     if is_pretrained_name(str(name)):
         return PretrainedModel(str(name), load_parts(str(name))).eval()
     if str(name).startswith("zslkit:"):
@@ -65,9 +67,11 @@ def open_model(name: Any) -> Any:
             f"model={str(name)!r}: this folder holds no run with a checkpoint, nothing that "
             "save_pretrained wrote and no CLIP or SigLIP model of transformers"
         )
+    word, colon, _ = str(name).partition(":")
+    register = f"; or register {word!r} in zslkit.zeroshot.models.MODELS" if colon else ""
     raise ValueError(
         f"model={str(name)!r}: no such folder; give that of a run or of an exported model, "
-        "open_clip:MODEL/WEIGHTS, hf:NAME_OR_FOLDER or zslkit:NAME"
+        "open_clip:MODEL/WEIGHTS, hf:NAME_OR_FOLDER or zslkit:NAME" + register
     )
 
 

@@ -15,13 +15,30 @@ from zslkit.data.cache import caption_features, tower_features
 from zslkit.data.named import training_pairs
 from zslkit.objective import Embedded
 from zslkit.zeroshot.models.pretrained import PretrainedModel, is_pretrained_name, load_parts
+from zslkit.zeroshot.models.protocol import MODELS, own_model
 from zslkit.zeroshot.models.restoring import from_pretrained
 from zslkit.zeroshot.models.saving import SAVED
 
 
 def is_other_model(name: str | None) -> bool:
-    """Tell whether ``teacher_run`` names a public or an exported model, not a run."""
-    return name is not None and (is_pretrained_name(name) or (Path(name) / SAVED).is_file())
+    """Tell whether ``teacher_run`` names a public, exported or registered model, not a run.
+
+    Raises
+    ------
+    ValueError
+        If it is ``WORD:...``, no folder, and the word is of no library and of none of your own.
+    """
+    if name is None:
+        return False
+    word, colon, _ = name.partition(":")
+    if word in MODELS or is_pretrained_name(name) or (Path(name) / SAVED).is_file():
+        return True
+    if colon and word.isidentifier() and not Path(name).exists():
+        raise ValueError(
+            f"teacher_run={name!r}: no such folder; open_clip: and hf: name public models, "
+            f"and {word!r} is not in zslkit.zeroshot.models.MODELS"
+        )
+    return False
 
 
 class FixedTeacher(nn.Module):
@@ -51,8 +68,12 @@ class FixedTeacher(nn.Module):
                 "student's features; take teacher='ema', trust_judge='held_out' or pair_trust=False"
             )
         name = config.teacher_run
-        public = is_pretrained_name(name)
-        self.model = PretrainedModel(name, load_parts(name)) if public else from_pretrained(name)
+        if (own := own_model(name)) is not None:
+            self.model = own
+        elif is_pretrained_name(name):
+            self.model = PretrainedModel(name, load_parts(name))
+        else:
+            self.model = from_pretrained(name)
         self.model.requires_grad_(False).eval()
         self.config = config
         self.register_buffer("ready", torch.tensor(True))
