@@ -233,7 +233,86 @@ def own_sources():
     )
 
 
-PAGES = {"README.md": text, "docs/formats.md": own_sources}
+def benchmark(name):
+    """Read a benchmark's results; empty where it has not been run."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def scaling():
+    """Say what parts cost, from the results of their benchmarks."""
+    parts = []
+    if blocks := benchmark("blocks"):
+        rows = []
+        for kind, row in blocks["kinds"].items():
+            off = row["gradient_deviation_from_float64"]
+            worst = [f"{max(off[k].values()):.0e}" for k in ("blocks", "blocks in float64")]
+            cost = [f"{row[f'ratio_{k}']:.2f}" for k in ("extra_mib", "cpu_seconds")]
+            rows.append([kind, *cost, *worst])
+        header = ["objective", "memory", "time", "gradients off, float32", "float64"]
+        words = (
+            f"Objective in blocks, B = {blocks['pairs']:,}, D = {blocks['dimension']}, as a share "
+            "of the written-out one; largest relative deviation of a gradient from float64."
+        )
+        parts.append(f"{words}\n\n{table(header, rows)}")
+        if large := blocks.get("large"):
+            parts.append(
+                f"B = {large['pairs']:,}: {large['cpu_seconds']:.0f} CPU seconds, the whole "
+                f"process in {large['process_peak_mib'] / 1024:.1f} GiB.\n"
+            )
+    if step := benchmark("step"):
+        rows = [
+            [pair, f"{r['median']:.2f}", f"{r['spread'][0]:.2f} to {r['spread'][1]:.2f}"]
+            for pair, r in step["ratio"].items()
+        ]
+        words = f"Images per CPU second of a training step, batch {step['batch']}, as ratios."
+        parts.append(f"{words}\n\n{table(['', 'median', 'lowest to highest'], rows)}")
+    if kills := benchmark("two_processes"):
+        rows = [
+            [who, *(row[k] for k in ("tried", "in the midst", "each pair once", "same weights"))]
+            for who, row in kills["killed"].items()
+        ]
+        header = ["killed", "tries", "in the midst", "each pair once", "same weights"]
+        words = "Two processes over shards, SIGKILL at random moments, started again."
+        parts.append(f"{words}\n\n{table(header, rows)}")
+    index = benchmark("index")
+    second = index["openings"]["second"]
+    pairs = second["pairs"]
+    memory = (second["peak_mib"] - second["peak_mib_after_import"]) * 2**20 / pairs
+    rows = []
+    for n in (pairs, 10**8, 10**9):
+        gib = [n * each / 2**30 for each in (memory, index["index_mib"] * 2**20 / pairs)]
+        seconds = n * second["cpu_seconds"] / pairs
+        first = n * index["openings"]["first"]["cpu_seconds_of_children"] / pairs / 3600
+        rows.append([f"{n:,}", *(f"{x:,.1f}" for x in gib), f"{seconds:,.0f}", f"{first:,.2f}"])
+    header = ["pairs", "list, GiB a process", "index, GiB of disk", "opening, CPU seconds"]
+    header += ["first scan, CPU hours"]
+    words = (
+        f"Opening shards, measured at {pairs:,} pairs; the other rows are that figure times the "
+        "pairs. The list is in the memory of every process: from some hundred million pairs on "
+        "split the data into several manifests."
+    )
+    parts.append(f"{words}\n\n{table(header, rows)}")
+    return "\n".join(parts)
+
+
+def journey():
+    """Say how long the commands of docs/own-pairs.md take."""
+    found = json.loads((ROOT / "benchmarks/results/journey.json").read_text("utf-8"))
+    rows = [[f"`{step['command']}`", f"{step['cpu']:.0f}"] for step in found["commands"]]
+    rows = [[cell.replace("`python block`", "the Python block") for cell in row] for row in rows]
+    minutes = {kind: f"{seconds / 60:.1f}" for kind, seconds in found["seconds"].items()}
+    return (
+        f"\nThe commands and blocks of this page, on 301 photos of Flickr8k with the faults named "
+        f"above: {minutes['cpu']} minutes of one CPU thread in all, Python's start in each, and no "
+        "command failed but `data verify`, which is meant to (`python benchmarks/journey.py`). The "
+        f"machine was shared with other programs, on which it took {minutes['wall']} minutes by "
+        f"the clock; on one to itself it was not timed.\n\n{table(['', 'CPU seconds'], rows)}\n"
+    )
+
+
+PAGES = {"README.md": text, "docs/formats.md": own_sources, "docs/own-pairs.md": journey}
+PAGES["docs/scaling.md"] = scaling
 
 
 def main():
