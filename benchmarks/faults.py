@@ -4,8 +4,7 @@ Prints fault | tried | survived | equal and writes ``benchmarks/results/faults.j
 try, so that a run of it that was itself killed goes on from there. Each row says which code it was
 tried on; one of other code stays until it has been tried anew, which ``ARGS=--fresh`` does. Rows
 that are not there come first. ``--only WORDS`` takes rows whose name holds these words, and
-``--tries N``
-so many tries of each, as where a machine is shared.
+``--tries N`` so many tries of each, as where a machine is shared.
 """
 
 import argparse
