@@ -80,6 +80,11 @@ def test_frozen_teacher_does_not_move():
     assert torch.equal(teacher.model[0].weight, before)
 
 
+@pytest.mark.parametrize("kind", ["ema", "frozen"])
+def test_other_teachers_are_ready_at_once(kind):
+    assert Teacher(Net(), kind).ready
+
+
 def test_previous_generation_is_not_ready_until_one_has_ended():
     student = Net()
     teacher = Teacher(student, "previous")
