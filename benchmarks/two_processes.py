@@ -40,7 +40,7 @@ from zslkit.training.batches import TrainingData
 RESULTS = Path(__file__).parent / "results" / "two_processes.json"
 SHARDS, PAIRS, BATCH, EPOCHS = 5, 23, 16, 3  # 115 pairs: 7 batches of 16 and 3 pairs left over
 STEPS = PAIRS * SHARDS // BATCH * EPOCHS
-PATIENCE = 60  # seconds until a process that waits for a dead one is ended, and counts as lost
+PATIENCE = 300  # seconds until a process that waits for a dead one is ended, and counts as lost
 
 
 def write_shards(folder):
@@ -217,8 +217,12 @@ def main():
                 if found != expected or pairs != seen:
                     print((folder / "words-0.txt").read_text()[-2000:])
                 os.system(f"rm -rf {folder}")
-            rows[who] = row | {"steps done when killed": sorted(moments)}
+                rows[who] = row | {"steps done when killed": sorted(moments)}
+                write(options.output, rows, seconds, began)  # all tries so far
             print(who, rows[who], flush=True)
+
+
+def write(output, rows, seconds, began):
     results = {
         "what": f"a training of {STEPS} steps in two processes over {SHARDS} shards, one or both "
         "killed at a random moment, restarted; counts of tries",
@@ -228,7 +232,7 @@ def main():
                     "torch": torch.__version__.split("+")[0]},
         "code": git_state(Path(__file__).parents[1]),
     }  # fmt: skip
-    write_json(options.output, results)
+    write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ NOT_RUN = {
     "caption --output_format webdataset --output_folder shards --image_size 256 --resize_mode "
     "keep_ratio": "needs the network and an environment of its own",
     "python -m zslkit data links shards": "needs what img2dataset leaves; see tests/test_main.py",
+    "papermill notebooks/03_train.ipynb out_two.ipynb -p processes 2":
+        "several processes; tests/test_notebooks.py starts them",
     "torchrun --nproc-per-node 2 -m zslkit train --preset toy --output-dir runs/two":
         "several processes; tests/training/test_dist.py starts them",
 }  # fmt: skip
@@ -250,19 +252,13 @@ def test_formulas_are_those_of_the_kinds():
 
 
 def test_formulas_become_mathml():
-    assert docs_math.mathml(r"p_{ij}^2 = \max \text{a b}") == (
-        '<math display="block"><mrow><msubsup><mi>p</mi><mrow><mi>i</mi><mi>j</mi></mrow>'
-        '<mn>2</mn></msubsup><mo>=</mo><mi>max</mi><mspace width="0.17em"/>'
-        "<mtext>a&nbsp;b</mtext></mrow></math>"
-    )
-    for formula, message in (
-        (r"\frac 1 2", r"\frac is not among"),
-        ("e^{x", "a brace is not closed"),
-        ("e}", "a brace closes that none opened"),
-        ("e^", "it ends too early"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            docs_math.mathml(formula)
+    page = docs_math.on_page_markdown("Text\n```latex\n\\frac{1}{2} \\text{a b}\n```\n`$x$`")
+    assert page.startswith('Text\n<div class="math">\n<math ')
+    assert 'display="block"' in page
+    assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page
+    assert page.endswith("</div>\n`$x$`")
+    with pytest.raises(ValueError, match=re.escape(r"\nosuch x: \nosuch is not known")):
+        docs_math.on_page_markdown("```latex\n\\nosuch x\n```")
 
 
 def test_the_citation_is_readable():

@@ -16,7 +16,7 @@ import zslkit.training.step
 from zslkit.checkpoint import build_teacher, load_run
 from zslkit.config import RunConfig
 from zslkit.data.cache import caption_features
-from zslkit.data.sampling import draw_caption
+from zslkit.data.sampling import CaptionDraw, draw_caption
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.trainer import train
 from zslkit.training.batches import TrainingData
@@ -262,6 +262,7 @@ def test_cached_captions_are_those_that_the_epoch_draws(tiny, tmp_path):
     data = TrainingData(model, config, torch.device("cpu"))
     data.pairs.captions = [(f"red star {i}", f"a blue box, number {i}") for i in range(32)]
     data.captions_of, data.first_caption = np.full(32, 2), np.arange(0, 64, 2)
+    data.draw = CaptionDraw(data.captions_of)
     data.text_features, data.feature_of = caption_features(model, data.pairs, config, "captions")
     seen = set()
     for epoch, batch in data.stream(0, STEPS):

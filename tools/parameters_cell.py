@@ -14,7 +14,7 @@ from zslkit.report.notebook import sections
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "03_train.ipynb"
 OWN = (
-    'preset: str = "toy"  # starting values: toy, drawings, laptop, noisy or paper',
+    'preset: str = "toy"  # starting values: toy, drawings, laptop, noisy, modern or paper',
     'held_out_split: str = "dev"  # split measured after every epoch; None: not measured',
     "live_seconds: int = 2  # between two drawings of the live curves; 0: none",
     "processes: int = 1  # that share each batch, started by torchrun; above 1 no live curves",

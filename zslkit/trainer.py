@@ -20,7 +20,7 @@ from zslkit.checkpoint import (
     save_checkpoint,
 )
 from zslkit.config import RunConfig
-from zslkit.data.sampling import check_broken
+from zslkit.data.sampling import CaptionDraw, check_broken
 from zslkit.data.signals import interruptible
 from zslkit.encoders.dual import build_dual_encoder
 from zslkit.evaluation.fitting import fit_projections
@@ -95,6 +95,12 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
         torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
         if checkpoint:
             state = restore_checkpoint(checkpoint, model, teacher, optimizer)
+        judges = config.pair_trust and config.trust_judge == "teacher"
+        if config.pair_trust and not judges:
+            if state.trust is None:
+                state.trust = computed_once(lambda: data.estimate_trust(model))
+            # known before the first step: none is spent on the rest
+            data.draw = CaptionDraw(data.captions_of, state.trust)
         say_where(run_dir, config.resume, checkpoint)
         history = rewind_history(run_dir, state.step, state.history)
         run = Run(model, config, history, run_dir, teacher, facts)
@@ -116,10 +122,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Run:
                 ended, within = divmod(state.step, data.per_epoch)  # epochs, batches of this one
                 if teacher and ended and within == 0 and ended % config.generation_epochs == 0:
                     teacher.end_generation(model)
-                if config.pair_trust and config.trust_judge == "held_out":
-                    if state.trust is None:
-                        state.trust = computed_once(lambda: data.estimate_trust(model))
-                elif config.pair_trust and epoch >= config.pair_trust_epoch and within == 0:
+                if judges and epoch >= config.pair_trust_epoch and within == 0:
                     state.trust = computed_once(lambda: data.estimate_trust(teacher.model))
 
                 if not model.training:  # a callback may have measured it

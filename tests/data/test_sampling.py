@@ -4,6 +4,7 @@ import torch
 
 from zslkit.data.images import BrokenImageError
 from zslkit.data.sampling import (
+    CaptionDraw,
     caption_choice,
     draw_caption,
     epoch_order,
@@ -206,3 +207,20 @@ def test_batches_use_the_drawn_captions():
     for batch in epoch(pairs, seed=2, epoch=3):
         expected = [draw_caption(pairs.captions[i], 2, 3, i) for i in batch.indices.tolist()]
         assert batch.texts == expected
+
+
+def test_only_believed_captions_are_drawn_and_all_where_none_is():
+    trust = np.array([0.9, 0.1, 0.8, 0.0, 0.1, 0.3])
+    counts = np.array([3, 2, 1])
+    draw = CaptionDraw(counts, trust)
+    assert draw.rows.tolist() == [0, 2, 3, 4, 5]
+    assert draw.counts.tolist() == [2, 2, 1]
+    assert CaptionDraw(counts, trust, least=0.85).rows.tolist() == [0, 3, 4, 5]
+    images = np.array([2, 0])
+    seen = {tuple(draw(images, 7, epoch).tolist()) for epoch in range(4)}
+    assert seen == {(5, 0), (5, 2)}
+    everything = CaptionDraw(counts)
+    first = np.array([0, 3, 5])
+    for epoch in range(3):
+        expected = first[images] + caption_choice(counts[images], 7, epoch, images)
+        assert everything(images, 7, epoch).tolist() == expected.tolist()

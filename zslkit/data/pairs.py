@@ -107,7 +107,7 @@ class Pairs(Shown, Sequence):
         self.faults: tuple[str, ...] = source.faults
         self.keys, self.captions = source.keys[rows], source.captions.take(caption_rows)
         if whole or (caption_noise == 0 and indices is None):
-            self.wrong = np.repeat(self.swapped, [len(group) for group in self.captions])
+            self.wrong = np.repeat(self.swapped, self.captions.sizes)
         elif caption_noise > 0 or indices is not None:
             planted = plant(self.captions, caption_noise, kind, rng, indices)
             self.captions, self.wrong, self.swapped = planted

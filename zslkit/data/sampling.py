@@ -166,6 +166,40 @@ def caption_choice(n_captions, seed: int, epoch: int, index):
     return choice if choice.ndim else int(choice)
 
 
+class CaptionDraw:
+    """Says which caption of each image an epoch uses, among those that are believed.
+
+    Parameters
+    ----------
+    n_captions : array of shape (N,), int
+        Captions of each image, M in all.
+    trust : array of shape (M,), optional
+        Probability that each caption is right; of an image without one that is believed, all stay.
+    least : float
+        Trust from which on a caption is believed; few lie between the clear cases.
+
+    Attributes
+    ----------
+    rows : array of shape (K,), int
+        Captions that are drawn from, rising.
+    counts : array of shape (N,), int
+        How many of them each image has.
+    """
+
+    def __init__(self, n_captions: np.ndarray, trust=None, least: float = 0.2):
+        owner = np.repeat(np.arange(len(n_captions)), n_captions)
+        trust = np.ones(len(owner)) if trust is None else np.asarray(trust)
+        left = np.bincount(owner, weights=trust >= least, minlength=len(n_captions))
+        self.rows = np.flatnonzero((trust >= least) | (left[owner] == 0))
+        self.counts = np.bincount(owner[self.rows], minlength=len(n_captions))
+        self.first = np.cumsum(self.counts) - self.counts
+
+    def __call__(self, images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Give the caption that an epoch uses of each of some images, by its row among all M."""
+        choice = caption_choice(self.counts[images], seed, epoch, images)
+        return self.rows[self.first[images] + choice]
+
+
 def draw_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> str:
     """Return the caption of image ``index`` that an epoch uses."""
     return captions[caption_choice(len(captions), seed, epoch, index)]

@@ -37,13 +37,18 @@ class Groups(Sequence):
     def __init__(self, values: np.ndarray, starts: np.ndarray, stops: np.ndarray):
         self.values, self.starts, self.stops = values, starts, stops
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many values each image has."""
+        return self.stops - self.starts
+
     def take(self, rows) -> "Groups":
         """Select images; the values are shared."""
         return Groups(self.values, self.starts[rows], self.stops[rows])
 
     def spread(self) -> tuple[np.ndarray, np.ndarray]:
         """Spell out as (image, value) pairs: two arrays of as many items as there are."""
-        sizes = self.stops - self.starts
+        sizes = self.sizes
         images = np.repeat(np.arange(len(self)), sizes)
         turn = np.arange(len(images)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return images, self.values[self.starts[images] + turn]

@@ -4,6 +4,7 @@ from . import beside as beside
 from . import certificate as certificate
 from . import evaluator as evaluator
 from . import explore as explore
+from . import exposure as exposure
 from . import fitting as fitting
 from . import geometry as geometry
 from . import intervals as intervals
@@ -34,6 +35,9 @@ from .explore import overview as overview
 from .explore import target_table as target_table
 from .explore import teacher_of as teacher_of
 from .explore import thumbnail as thumbnail
+from .exposure import class_exposure as class_exposure
+from .exposure import hits_by_exposure as hits_by_exposure
+from .exposure import read_before as read_before
 from .fitting import GRIDS as GRIDS
 from .fitting import ClosedForm as ClosedForm
 from .fitting import Features as Features

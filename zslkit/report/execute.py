@@ -3,7 +3,7 @@
 A process of its own, so that a kernel that dies or hangs harms no other notebook.
 """
 
-import html
+import ast
 import json
 import re
 import sys
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from zslkit.data.files import project_root, write_text
+from zslkit.report.formulas import with_mathml
 from zslkit.report.tables import TEMPLATES, title_of
 
 _NOISE = re.compile(
     r"^(step \d+/\d+, epoch|.*\d+%\|)|\bobject at 0x[0-9a-f]+|^(Posix|Windows)Path\(", re.MULTILINE
 )
 """Progress, addresses of objects, and where results were written: nothing for a reader."""
-_FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+_WORDS = re.compile(r"('[^'\n]*'|\"[^\"\n]*\")")
+"""A text as the last value of a cell, which Python shows in quotes."""
 
 
 def _execute_and_export(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> str:
@@ -52,15 +54,11 @@ def _tidy(notebook: Any) -> Any:
     """Take out what only a running kernel or a terminal has a use for."""
     notebook.metadata.pop("widgets", None)  # their plain-text stand-ins are shown
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":  # without MathJax a formula is read as it was written
-            cell.source = _FORMULA.sub(_as_written, cell.source)
+        if cell.cell_type == "markdown":
+            cell.source = with_mathml(cell.source)
         elif cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _is_for_readers(output)]
     return notebook
-
-
-def _as_written(formula: re.Match) -> str:
-    return f'<div class="math">{html.escape(formula[1].strip())}</div>'
 
 
 def _is_for_readers(output: Any) -> bool:
@@ -76,7 +74,11 @@ def _is_for_readers(output: Any) -> bool:
     views = [kind for kind in output.data if kind.startswith("application/vnd.jupyter.widget")]
     for kind in views:
         del output.data[kind]
-    return [*output.data] != ["text/plain"] or not _NOISE.search(output.data["text/plain"])
+    if [*output.data] != ["text/plain"]:
+        return True
+    if _WORDS.fullmatch(words := output.data["text/plain"]):
+        output.data["text/plain"] = ast.literal_eval(words)
+    return not _NOISE.search(words)
 
 
 def _offline_html(notebook: Any, name: str, title: str) -> str:

@@ -113,6 +113,23 @@ def machine() -> dict[str, Any]:
         "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "numerics": "portable" if hold_numerics() else "of this processor",
+        "libraries": libraries(),
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Give file, version and chosen kernels of the loaded libraries that multiply and share out.
+
+    Their folders are left out, as they name a machine and its owner. oneDNN and MKL are part of
+    torch's own files; ``cpu_capability`` and ``numerics`` tell what they may use.
+    """
+    from threadpoolctl import threadpool_info
+
+    return {
+        Path(found["filepath"]).name: " ".join(
+            str(found[key]) for key in ("internal_api", "version", "architecture") if found.get(key)
+        )
+        for found in threadpool_info()
     }
 
 

@@ -14,7 +14,7 @@ from zslkit.config import RunConfig, parse_tower_mode
 from zslkit.data.cache import caption_features, tower_features
 from zslkit.data.caption_trust import believe_captions, caption_losses, held_out_trust
 from zslkit.data.named import training_pairs
-from zslkit.data.sampling import caption_choice, epoch_order, iterate_batches, n_batches
+from zslkit.data.sampling import CaptionDraw, epoch_order, iterate_batches, n_batches
 from zslkit.data.weights import fingerprint
 from zslkit.data.words import duplicate_share
 from zslkit.encoders.dual import DualEncoder
@@ -71,6 +71,7 @@ class TrainingData:
         self.usable = np.arange(len(self.pairs))
         self.captions_of = np.array([len(captions) for captions in self.pairs.captions])
         self.first_caption = np.cumsum(self.captions_of) - self.captions_of
+        self.draw = CaptionDraw(self.captions_of)
         if parse_tower_mode(config.image_tower) == 0:
             found = tower_features(model, self.pairs, config, "training images")
             self.image_features, self.broken = found
@@ -130,7 +131,7 @@ class TrainingData:
             rows = order[start : start + size]
             images = _take(self.image_features, rows).to(self.device)
             keys = [self.pairs.keys[i] for i in rows]
-            captions = self._captions(rows, epoch)
+            captions = self.draw(rows, self.config.seed, epoch)
             yield TrainingBatch(images, self._texts(rows, captions), keys, rows, captions)
 
     def _from_images(self, epoch: int, first: int) -> Iterator[TrainingBatch]:
@@ -147,7 +148,7 @@ class TrainingData:
         )
         for batch in batches:
             texts, rows = batch.texts, batch.indices.numpy()
-            captions = self._captions(rows, epoch)
+            captions = self.draw(rows, self.config.seed, epoch)
             if self.text_features is not None:
                 texts = self._texts(rows, captions)
             pixels = batch.pixels.to(self.device, non_blocking=True)
@@ -193,10 +194,6 @@ class TrainingData:
         trust = torch.zeros(len(kept))
         trust[kept] = believed
         return trust
-
-    def _captions(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        choice = caption_choice(self.captions_of[rows], self.config.seed, epoch, rows)
-        return self.first_caption[rows] + choice
 
     def _texts(self, rows: np.ndarray, captions: np.ndarray) -> list[str] | Tensor:
         if self.text_features is None:

@@ -15,7 +15,7 @@ from zslkit.data.readers.tars import END
 from zslkit.data.schema import ManifestFields, Split
 from zslkit.data.source import STRING, Groups, Source
 
-_PIECE = 1 << 24  # bytes of text turned into strings at a time: as Python's they take twice that
+_PIECE = 1 << 22  # bytes of text turned into strings at a time: as Python's they take twice that
 
 
 def read_shards(manifest: ManifestFields, split: Split, root: Path) -> Source:
@@ -27,7 +27,10 @@ def read_shards(manifest: ManifestFields, split: Split, root: Path) -> Source:
     paths = [path for pattern in split.shards for path in find_files(root, pattern)]
     samples = read_samples(paths, manifest.caption_field)
     source = Source([], paths)
-    source.keys, texts = _strings(samples.keys), _strings(samples.captions)
+    texts = _strings(samples.captions)
+    samples = samples._replace(captions=b"")  # of millions, hundreds of megabytes
+    source.keys = _strings(samples.keys)
+    samples = samples._replace(keys=b"")
     bounds = np.concatenate([[0], np.cumsum(samples.counts, dtype=np.int64)])
     source.captions = Groups(texts, bounds[:-1], bounds[1:])
     source.places = samples.places
