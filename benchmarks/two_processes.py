@@ -4,7 +4,8 @@ Run ``python benchmarks/two_processes.py`` on Linux; writes a results file. One 
 both, get SIGKILL at a random moment, ten times each. The other one must end by itself. Both are
 then started with ``resume=True`` and run to the end. Compared with a run that nobody disturbed: the
 pairs that each step of each epoch saw, none lost, none twice; weights, teacher, optimizer and
-random states to the last bit; the curves. Options: ``--tries``; ``--output``, another file.
+random states to the last bit; the curves. Options: ``--tries``; ``--who``, one or both;
+``--output``, another file.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from zslkit.training.batches import TrainingData
 RESULTS = Path(__file__).parent / "results" / "two_processes.json"
 SHARDS, PAIRS, BATCH, EPOCHS = 5, 23, 16, 3  # 115 pairs: 7 batches of 16 and 3 pairs left over
 STEPS = PAIRS * SHARDS // BATCH * EPOCHS
-PATIENCE = 60  # seconds until a process that waits for a dead one is ended, and counts as lost
+PATIENCE = 300  # seconds until a process that waits for a dead one is ended, and counts as lost
 
 
 def write_shards(folder):
@@ -166,6 +167,7 @@ def each_pair_once(seen):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=10)
+    parser.add_argument("--who", nargs="+", default=["one", "both"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads of OpenMP do not survive a fork
@@ -188,7 +190,7 @@ def main():
         expected, seen, _ = state_of(whole)
         assert each_pair_once(seen)
         rows = {}
-        for who in ("one", "both"):
+        for who in options.who:
             row = dict.fromkeys(
                 ("tried", "in the midst", "survivor ended by itself", "arrived",
                  "each pair once", "same pairs", "same weights", "same curve"), 0
@@ -217,8 +219,12 @@ def main():
                 if found != expected or pairs != seen:
                     print((folder / "words-0.txt").read_text()[-2000:])
                 os.system(f"rm -rf {folder}")
-            rows[who] = row | {"steps done when killed": sorted(moments)}
+                rows[who] = row | {"steps done when killed": sorted(moments)}
+                write(options.output, rows, seconds, began)  # all tries so far
             print(who, rows[who], flush=True)
+
+
+def write(output, rows, seconds, began):
     results = {
         "what": f"a training of {STEPS} steps in two processes over {SHARDS} shards, one or both "
         "killed at a random moment, restarted; counts of tries",
@@ -228,7 +234,7 @@ def main():
                     "torch": torch.__version__.split("+")[0]},
         "code": git_state(Path(__file__).parents[1]),
     }  # fmt: skip
-    write_json(options.output, results)
+    write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def summarise(rows, photos):
                 for words, other in others.items():
                     ours, theirs = (photos.get((noise, each), {}) for each in (name, other))
                     both = sorted(ours.keys() & theirs.keys())
-                    if name != other and len(both) > 1:
+                    if name != other and both:
                         pairs = [ours[seed][key] - theirs[seed][key].astype(float) for seed in both]
                         found[f"{key} - {words}"] = {"of": other, **difference(np.array(pairs))}
     return means

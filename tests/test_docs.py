@@ -43,6 +43,8 @@ NOT_RUN = {
     "caption --output_format webdataset --output_folder shards --image_size 256 --resize_mode "
     "keep_ratio": "needs the network and an environment of its own",
     "python -m zslkit data links shards": "needs what img2dataset leaves; see tests/test_main.py",
+    "papermill notebooks/03_train.ipynb out_two.ipynb -p processes 2":
+        "several processes; tests/test_notebooks.py starts them",
     "torchrun --nproc-per-node 2 -m zslkit train --preset toy --output-dir runs/two":
         "several processes; tests/training/test_dist.py starts them",
 }  # fmt: skip
