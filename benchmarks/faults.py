@@ -3,9 +3,11 @@
 Prints fault | tried | survived | equal and writes ``benchmarks/results/faults.json`` after every
 try, so that a run of it that was itself killed goes on from there. Each row says which code it was
 tried on; one of other code stays until it has been tried anew, which ``ARGS=--fresh`` does. Rows
-that are not there come first.
+that are not there come first. ``--only WORDS`` takes rows whose name holds these words, and
+``--tries N`` so many tries of each, as where a machine is shared.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -36,15 +38,22 @@ def main() -> None:
     for unfinished in [words for words, row in going_on.items() if row["code"] != SOURCES]:
         del going_on[unfinished]
     found |= {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-    fresh = "--fresh" in sys.argv
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--tries", type=int, default=1 << 30)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ground = Ground(Path(folder))
         for words in sorted(SCENARIOS, key=lambda words: words in rows):
             function, wanted = SCENARIOS[words]
-            if words in rows and (not fresh or rows[words]["code"] == SOURCES):
+            if words in rows and (not options.fresh or rows[words]["code"] == SOURCES):
+                continue
+            if options.only not in words:
                 continue
             row = going_on.setdefault(words, {**here, **dict.fromkeys(FIGURES, 0)})
-            while row["tried"] < wanted:
+            last = row["tries"] + options.tries
+            while row["tried"] < wanted and row["tries"] < last:
                 own = Path(folder) / f"{row['tries']}"
                 own.mkdir()
                 began, cpu = time.monotonic(), sum(os.times()[:4])
@@ -58,8 +67,9 @@ def main() -> None:
                     row.setdefault("lost_tries", []).append(row["tries"] - 1)
                 write_json(RESULTS, found)
                 os.system(f"rm -rf {own}")
-            rows[words] = going_on.pop(words)
-            write_json(RESULTS, found)
+            if row["tried"] >= wanted:
+                rows[words] = going_on.pop(words)
+                write_json(RESULTS, found)
             print(f"{words:50} | {row['tried']} | {row['survived']} | {row['equal']}", flush=True)
 
 

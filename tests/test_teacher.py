@@ -44,6 +44,9 @@ def test_warm_up_averages_less_at_first():
     nn.init.ones_(student.weight)
     teacher.update(student)  # decay (1 + 0) / (10 + 0)
     assert teacher.model.weight.item() == pytest.approx(0.9)
+    teacher.update(student)  # (1 + 1) / (10 + 1)
+    assert teacher.model.weight.item() == pytest.approx(1 - 0.1 * 2 / 11)
+    assert teacher.n_updates == 2
     for _ in range(200):  # decay reaches 0.9 and stays
         teacher.update(student)
     nn.init.zeros_(student.weight)
@@ -78,6 +81,11 @@ def test_frozen_teacher_does_not_move():
     teacher.update(student)
     teacher.end_generation(student)
     assert torch.equal(teacher.model[0].weight, before)
+
+
+@pytest.mark.parametrize("kind", ["ema", "frozen"])
+def test_other_teachers_are_ready_at_once(kind):
+    assert Teacher(Net(), kind).ready
 
 
 def test_previous_generation_is_not_ready_until_one_has_ended():
@@ -128,3 +136,10 @@ def test_the_student_is_no_part_of_its_teacher():
     names = teacher.state_dict().keys()
     teacher.update(student)
     assert teacher.state_dict().keys() == names
+
+
+def test_an_update_leaves_no_graph():
+    student = Net()
+    teacher = Teacher(student)
+    teacher.update(student)
+    assert not any(tensor.requires_grad for tensor in teacher.model.parameters())

@@ -23,6 +23,7 @@ from zslkit.evaluation.metrics import (
     mean_average_precision,
     per_class_hit,
     per_frequency,
+    recall_sum,
     reliability,
     retrieval_ranks,
     retrieval_recall,
@@ -379,3 +380,9 @@ def test_many_hits_have_the_interval_that_drawing_each_gives():
     assert together != each
     halves = bootstrap_interval(hits / 2)  # no counts: drawn each by each
     assert halves == pytest.approx([value / 2 for value in each])
+
+
+def test_recall_sum_by_hand():
+    ranks = {"text_to_image": np.array([0, 4, 5, 30]), "image_to_text": np.array([0, 9])}
+    assert recall_sum(ranks) == pytest.approx(25 + 50 + 75 + 50 + 50 + 100)
+    assert recall_sum(ranks, ks=(6,)) == pytest.approx(75 + 50)
