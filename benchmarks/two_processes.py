@@ -4,7 +4,8 @@ Run ``python benchmarks/two_processes.py`` on Linux; writes a results file. One 
 both, get SIGKILL at a random moment, ten times each. The other one must end by itself. Both are
 then started with ``resume=True`` and run to the end. Compared with a run that nobody disturbed: the
 pairs that each step of each epoch saw, none lost, none twice; weights, teacher, optimizer and
-random states to the last bit; the curves. Options: ``--tries``; ``--output``, another file.
+random states to the last bit; the curves. Options: ``--tries``; ``--who``, one or both;
+``--output``, another file.
 """
 
 import argparse
@@ -166,6 +167,7 @@ def each_pair_once(seen):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=10)
+    parser.add_argument("--who", nargs="+", default=["one", "both"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads of OpenMP do not survive a fork
@@ -188,7 +190,7 @@ def main():
         expected, seen, _ = state_of(whole)
         assert each_pair_once(seen)
         rows = {}
-        for who in ("one", "both"):
+        for who in options.who:
             row = dict.fromkeys(
                 ("tried", "in the midst", "survivor ended by itself", "arrived",
                  "each pair once", "same pairs", "same weights", "same curve"), 0
