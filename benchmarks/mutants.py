@@ -53,6 +53,9 @@ EQUIVALENT: dict[str, str] = {
     "everywhere fails here  →  for _kinds in []:  # one that is not wired everywhere fails here": (
         "a check of our own tables, which pass it"
     ),
+    "targets.py: log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=True) - "
+    "math.log(n_candidates)  →  log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=False) - "
+    "math.log(n_candidates)": "(N,) is broadcast over rows as (1, N) is",
 }
 """Mutants that change nothing anybody could see, by module and edit, each with the reason."""
 

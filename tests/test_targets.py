@@ -5,6 +5,7 @@ import ot
 import pytest
 import torch
 
+from zslkit.data.kinds import SOFT_TARGETS
 from zslkit.losses import distillation_loss
 from zslkit.targets import (
     fuse_similarities,
@@ -173,6 +174,7 @@ def test_statistics_at_the_limits():
     ("call", "message"),
     [
         (lambda: label_smoothing_targets(2, 2, 1.0), r"smoothing=1.0 must be in \[0, 1\)"),
+        (lambda: label_smoothing_targets(2, 2, -0.1), r"smoothing=-0.1 must be in \[0, 1\)"),
         (lambda: teacher_targets(torch.eye(2), 0.0), "temperature=0.0 must be above 0"),
         (lambda: sinkhorn(torch.eye(2), -1.0, 5), "epsilon=-1.0 must be above 0"),
         (lambda: sinkhorn(torch.eye(2), 1.0, 0), "n_iterations=0 must be at least 1"),
@@ -243,3 +245,9 @@ def test_of_equally_trusted_pairs_the_first_stay_one_hot():
 def test_transport_targets_are_otters_unless_others_are_asked_for():
     similarity = random_embeddings(6) @ random_embeddings(6, seed=1).T
     assert torch.equal(transport_targets(similarity), transport_targets(similarity, 0.15, 5))
+
+
+def test_progressive_targets_alone_begin_one_hot():
+    """So the coach does not call one-hot targets a fault of theirs at first."""
+    found = {name for name, kind in SOFT_TARGETS.items() if kind.begins_one_hot}
+    assert found == {"progressive"}

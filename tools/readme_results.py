@@ -117,7 +117,8 @@ def wrong_captions():
     return (
         f"Flickr8k test, features of EfficientNet-Lite2 and MiniLM, seeds a cell: "
         f"{' to '.join(map(str, seeds))}; what is empty was not run "
-        "(`python benchmarks/wrong_captions.py` goes on there). "
+        "(`python benchmarks/wrong_captions.py` goes on there). NCR, DECL, L2RM and RINCE are "
+        "written anew for linear heads and hardly tuned: they say little about the originals. "
         "`caption` shuffles single captions, as the field does, `image` swaps all captions of an "
         "image, with the share in percent. rSum (recall@1, 5, 10 of both ways, at most 600; in "
         "brackets the share kept of the own clean one) · text→image recall@1 · hit@1 among 20 "
