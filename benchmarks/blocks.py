@@ -5,8 +5,8 @@ by both, forward and backward, one thread. Time is the process's own (other work
 does not count); memory is the highest resident size above that before the call. Gradients are
 compared with the formulas written out here in float64: those of the blocks in float32 and in
 float64, and in float32 those of the written-out objective, whose own rounding stands beside.
-Options: pairs, rounds, kinds; ``--large 65536`` adds one run of the blocks alone in a batch of that
-size, and its peak.
+Options: pairs, rounds, kinds, another output; ``--large 65536`` adds one run of the blocks alone in
+a batch of that size, and its peak.
 """
 
 import argparse
@@ -168,6 +168,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=[*KINDS])
     parser.add_argument("--large", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
@@ -182,24 +183,25 @@ def main():
     }
     kinds = results.setdefault("kinds", {})
     if options.large:
-        call(blockwise_loss, "teacher", embedded(0, 2048), embedded(1, 2048))  # load what is needed
+        kind = options.kinds[0] if len(options.kinds) == 1 else "teacher"
+        call(blockwise_loss, kind, embedded(0, 2048), embedded(1, 2048))  # load what is needed
         seconds, _, _ = call(
-            blockwise_loss, "teacher", embedded(0, options.large), embedded(1, options.large)
+            blockwise_loss, kind, embedded(0, options.large), embedded(1, options.large)
         )
         results["large"] = {
             "pairs": options.large,
-            "kind": "teacher",
+            "kind": kind,
             "cpu_seconds": round(seconds, 1),
             "process_peak_mib": round(resident("VmHWM")),
         }
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
         print(results["large"], flush=True)
         return
     student, teacher = embedded(0, options.pairs), embedded(1, options.pairs)
     for kind in options.kinds:
         kinds[kind] = compare(kind, student, teacher, options.rounds)
         print(kind, json.dumps(kinds[kind]), flush=True)
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
