@@ -258,8 +258,8 @@ def scaling():
         parts.append(f"{words}\n\n{table(header, rows)}")
         if large := blocks.get("large"):
             parts.append(
-                f"B = {large['pairs']:,}, {large['kind']}: {large['cpu_seconds']:.0f} CPU seconds, the "
-                f"whole process in {large['process_peak_mib'] / 1024:.1f} GiB.\n"
+                f"B = {large['pairs']:,}, {large['kind']}: {large['cpu_seconds']:.0f}"
+                f" CPU seconds, the whole process in {large['process_peak_mib'] / 1024:.1f} GiB.\n"
             )
     if step := benchmark("step"):
         rows = [
