@@ -2,9 +2,9 @@
 
 ``python benchmarks/portable_report.py`` builds the report under the limits of ``numerics.py``, with
 native and with portable numerics, and counts the metrics that are equal to the bit to those of this
-processor without limits. Trainings stop after 16 steps, the sweep is small and 05 asks
-among the set's own classes (``PLAN``); 08 computes as 04 does. Notebooks run one at a time, and CPU seconds are compared. Every row is written
-when it is done, and found again.
+processor without limits. Trainings stop after 16 steps, the sweep is small and 05 asks among the
+set's own classes (``PLAN``); 08 computes as 04 does. Notebooks run one at a time, and CPU seconds
+are compared. Every row is written when it is done, and found again.
 """
 
 import json
