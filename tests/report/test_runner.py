@@ -15,6 +15,7 @@ import torch
 from zslkit.data.files import project_root
 from zslkit.report import runner
 from zslkit.report.cards import load_results
+from zslkit.report.index import _words
 from zslkit.report.reproduction import reproduce
 from zslkit.report.results import record
 from zslkit.report.runner import _n_cores, build_report
@@ -135,6 +136,11 @@ def test_a_page_keeps_figures_and_embedded_documents(built):
     assert 'src="data:image/png;base64,' in html
     (document,) = re.findall(r"<iframe srcdoc=('|\")(.*?)\1></iframe>", html)
     assert unescape(document[1]) == '<p id="map">Here</p>'
+
+
+def test_what_a_fact_lists_is_listed_without_its_files():
+    facts = {"torch": "2.9", "libraries": {"b.so": "openmp", "a.so": "openblas 0.3 Haswell"}}
+    assert _words(facts) == ["torch 2.9", "libraries openblas 0.3 Haswell, openmp"]
 
 
 def test_a_page_is_for_readers(built):

@@ -64,7 +64,7 @@ def write_index(entries: Sequence[Mapping[str, Any]], page: Path) -> Path:
         failed=sum(bool(entry["error"]) for entry in entries),
         data=data,
         drawn=any(found["drawn"] for found in data),
-        about=" · ".join(f"{k} {v}" for k, v in (last["versions"] | last["machine"]).items()),
+        about=" · ".join(_words(last["versions"] | last["machine"])),
         date=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
     )
     write_text(page, html)
@@ -77,6 +77,14 @@ def render(template: str, **values: Any) -> str:
 
     pages = Environment(autoescape=True, trim_blocks=True, loader=FileSystemLoader(TEMPLATES))
     return pages.get_template(template).render(**values)
+
+
+def _words(facts: Mapping[str, Any]) -> list[str]:
+    """Give each fact as its name and value; what a fact lists is listed without its files."""
+    return [
+        f"{name} {', '.join(sorted({*value.values()})) if isinstance(value, Mapping) else value}"
+        for name, value in facts.items()
+    ]
 
 
 def _shown(results: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
