@@ -441,12 +441,13 @@ def test_the_report_runs_numbered_notebooks_in_order(tmp_path, monkeypatch):
     line = ("report", "--notebooks", tmp_path, "--output-dir", tmp_path / "out")
     assert run_line(*line) == "index\n"
     paths = [tmp_path / "00_quickstart.ipynb", tmp_path / "03_train.ipynb"]
-    options = {"jobs": None, "fresh": False, "minutes": 60, "portable": False}
+    options = {"jobs": None, "fresh": False, "minutes": 60, "portable": False, "executor": None}
     assert given.pop() == (paths, tmp_path / "out", plan, options)
     failed += ["03_train"]
     output = run_line(*line, "--fresh", "--jobs", 2, "--minutes", 0.5, code=1)
     assert output == "index\nfailed: 03_train\n"
-    assert given.pop()[-1] == {"jobs": 2, "fresh": True, "minutes": 0.5, "portable": False}
+    changed = {"jobs": 2, "fresh": True, "minutes": 0.5}
+    assert given.pop()[-1] == options | changed
 
 
 def test_the_plan_of_the_report_fits_the_notebooks():

@@ -112,7 +112,7 @@ def test_figures_on_photos_are_those_of_clip_benchmark(
     space = space_of(pairs)
     found = ours(laptop, pairs, space, tmp_path)
     assert found == pytest.approx(judge(laptop, pairs, space), abs=1e-6)
-    assert found[0] > 3 / len(space)  # no test of a model that sees nothing
+    assert found[0] > 2 / len(space)  # no test of a model that sees nothing
 
 
 def test_a_model_behind_the_interface_keeps_its_embeddings(tiny_settings):

@@ -50,7 +50,7 @@ def write_texts(model: Any, folder: Path) -> None:
         body = Transformer(place, max_seq_length=tower.max_tokens)
         pooling = Pooling(tower.feature_dim, tower.card.pooling, tower.card.pools_prompt)
         modules = [body, pooling, Normalize(), *dense, Normalize()]
-        SentenceTransformer(modules=modules, device="cpu").save(
+        SentenceTransformer(modules=modules, device="cpu").save_pretrained(
             str(folder), create_model_card=False
         )
     texts = ["a dog", "two people sit on a bench in front of the sea " * 20]
